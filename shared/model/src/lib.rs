@@ -1,1 +1,14 @@
-//! Placeholder until the crate is written.
+//! The model side of hone: configuration, weights, LoRA, tokenizer, chat template and files.
+//!
+//! Everything that has to agree between the trainer, the engine and the tests about a model is
+//! here once: names and shapes of tensors, the text that a chat template renders, the PEFT files
+//! of an adapter, and where a model comes from. The trainer's fast kernels live elsewhere; the
+//! plain differentiable [`oracle`] is what they are checked against.
+//!
+//! Invariant: a model directory is an ordinary Hugging Face directory (`config.json`,
+//! `tokenizer.json`, `tokenizer_config.json`, safetensors) and is only ever read after it is
+//! complete.
+
+pub mod config;
+pub mod lora;
+pub mod weights;
