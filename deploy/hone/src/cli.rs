@@ -1,0 +1,295 @@
+//! The command line, only parsed here and never acted upon: every flag, its default and its help text.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A mistake of the caller: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Your model gets better by being used.
+#[derive(Debug, Parser)]
+#[command(name = "hone", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more: -v for progress of every stage, -vv for debugging.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Write logs as JSON, one object per line.
+    #[arg(long, global = true, env = "HONE_LOG_JSON")]
+    pub log_json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start engine, proxy and trainer, and keep them running.
+    Up(UpArgs),
+    /// Show a model learning from a scripted user, and prove it on questions it never saw.
+    Demo(DemoArgs),
+    /// Show what each stage has done, and which generation each route serves.
+    Status(StatusArgs),
+    /// Make an alias serve the previous generation, the base model, or a named one.
+    Rollback(RollbackArgs),
+    /// Obtain and list models.
+    Model(ModelArgs),
+    /// Check policy files.
+    Policy(PolicyArgs),
+    /// Run only the proxy.
+    Proxy(ProxyArgs),
+    /// Run only the trainer.
+    Trainer(TrainerArgs),
+    /// Run only the engine.
+    Backend(BackendArgs),
+    /// Measure, as ratios within one run.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+/// Where everything is kept.
+#[derive(Debug, Clone, Args)]
+pub struct DataArgs {
+    /// Data directory [default: $XDG_DATA_HOME/hone or ~/.local/share/hone].
+    #[arg(long, env = "HONE_DATA")]
+    pub data: Option<PathBuf>,
+}
+
+/// `hone up`
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Model: a known name, a local Hugging Face directory, a local GGUF file, or a hub id.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub model: String,
+    /// Address that clients use.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Address of the admin listener (port 0: any free one).
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub admin: SocketAddr,
+    /// Use this OpenAI-compatible engine that runs already, instead of starting one.
+    #[arg(long, value_name = "URL")]
+    pub engine: Option<String>,
+    /// Milliseconds that streams in flight get to finish at shutdown.
+    #[arg(long, default_value_t = 30_000)]
+    pub grace_ms: u64,
+}
+
+/// `hone demo`
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Model, when the demo starts the system itself.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub model: String,
+    /// Give up when one round takes longer than this.
+    #[arg(long, default_value_t = 300)]
+    pub round_seconds_max: u64,
+    /// Corrections that the scripted user will make at most.
+    #[arg(long, default_value_t = 12)]
+    pub corrections_max: usize,
+    /// Print the result as JSON on stdout (progress stays on stderr).
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hone status`
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hone rollback`
+#[derive(Debug, Clone, Args)]
+pub struct RollbackArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Alias to move.
+    #[arg(long, default_value = "chat")]
+    pub alias: String,
+    /// Where to: `previous`, `base`, or a generation (a unique beginning of at least 6 characters is enough).
+    #[arg(long, default_value = "previous")]
+    pub to: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hone model`
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(subcommand)]
+    pub action: ModelAction,
+}
+
+/// What to do with models.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ModelAction {
+    /// Obtain a model and make an ordinary Hugging Face directory of it.
+    Get {
+        /// `smollm2-135m`, a local directory, a local GGUF file, or a hub id such as `org/name`.
+        source: String,
+    },
+    /// List the models in the data directory.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `hone policy`
+#[derive(Debug, Clone, Args)]
+pub struct PolicyArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Directory to check [default: the data directory's policies].
+    pub dir: Option<PathBuf>,
+}
+
+/// `hone proxy`
+#[derive(Debug, Clone, Args)]
+pub struct ProxyArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Address that clients use.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Address of the admin listener.
+    #[arg(long, default_value = "127.0.0.1:8081")]
+    pub admin: SocketAddr,
+    /// The engine behind the proxy.
+    #[arg(long, default_value = "http://127.0.0.1:8082")]
+    pub engine: String,
+    /// Milliseconds that streams in flight get to finish at shutdown.
+    #[arg(long, default_value_t = 30_000)]
+    pub grace_ms: u64,
+    /// Worker threads (0: as many as there are cores).
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// End when standard input ends: set by `hone up`, whose death must not leave children behind.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// `hone trainer`
+#[derive(Debug, Clone, Args)]
+pub struct TrainerArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The Hugging Face model directory that the engine serves.
+    #[arg(long)]
+    pub model_dir: PathBuf,
+    /// The engine, for judging and for loading adapters.
+    #[arg(long, default_value = "http://127.0.0.1:8082")]
+    pub engine: String,
+    /// The proxy's admin listener, told after a promotion.
+    #[arg(long)]
+    pub proxy_admin: Option<String>,
+    /// How often to look for new turns, in milliseconds.
+    #[arg(long, default_value_t = 500)]
+    pub poll_ms: u64,
+    /// Niceness of the process: serving goes first.
+    #[arg(long, default_value_t = 10)]
+    pub nice: i32,
+    /// End when standard input ends.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// `hone backend`
+#[derive(Debug, Clone, Args)]
+pub struct BackendArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The Hugging Face model directory to serve.
+    #[arg(long)]
+    pub model_dir: PathBuf,
+    /// Name under which the model is served [default: the directory's name].
+    #[arg(long)]
+    pub model_id: Option<String>,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1:8082")]
+    pub listen: SocketAddr,
+    /// Generations kept loaded at most, besides the base model.
+    #[arg(long, default_value_t = 3)]
+    pub residents_max: usize,
+    /// Sequences decoded at the same time.
+    #[arg(long, default_value_t = 16)]
+    pub sequences_max: usize,
+    /// End when standard input ends.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// `hone bench`
+#[derive(Debug, Clone, Subcommand)]
+pub enum Bench {
+    /// Direct, plain pingora, hone observing and hone learning, side by side.
+    Proxy(BenchProxyArgs),
+    /// Tokens per second of scoring, training and sampling, beside PyTorch + PEFT where a Python with them is given.
+    Trainer(BenchTrainerArgs),
+    /// A pingora proxy that does nothing else: the yardstick that `bench proxy` starts.
+    #[command(hide = true)]
+    PlainProxy(PlainProxyArgs),
+}
+
+/// `hone bench proxy`
+#[derive(Debug, Clone, Args)]
+pub struct BenchProxyArgs {
+    /// Seconds per measurement.
+    #[arg(long, default_value_t = 2.0)]
+    pub seconds: f64,
+    /// Interleaved repetitions; medians are reported.
+    #[arg(long, default_value_t = 5)]
+    pub repeats: usize,
+    /// Concurrent clients.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16])]
+    pub concurrency: Vec<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hone bench trainer`
+#[derive(Debug, Clone, Args)]
+pub struct BenchTrainerArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Model to measure with.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub model: String,
+    /// A Python that has torch, transformers and peft, to compare with.
+    #[arg(long)]
+    pub python: Option<PathBuf>,
+    /// Threads (0: as many as there are cores).
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hone bench plain-proxy`
+#[derive(Debug, Clone, Args)]
+pub struct PlainProxyArgs {
+    /// Address to listen on.
+    #[arg(long)]
+    pub listen: SocketAddr,
+    /// Where to send everything.
+    #[arg(long)]
+    pub upstream: SocketAddr,
+}
