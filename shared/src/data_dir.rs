@@ -1,0 +1,265 @@
+//! Where everything lives on disk: one data directory, shared by backend, proxy and trainer.
+//!
+//! ```text
+//! models/<name>/  policies/{routes,judges,gates}/*.toml  spool/<boot>/NNNNNN.seg  store.sqlite
+//! registry/<generation>/  registry/aliases/<alias>.json  rounds/<round_id>/  run/<process>.json  secret  admin.token
+//! ```
+//! Invariant: a secret is created once, with mode 0600, and is never overwritten; small files are replaced whole.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Why the data directory could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// A file or directory could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{}: {problem}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+type Result<T> = std::result::Result<T, DataDirError>;
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> DataDirError + '_ {
+    move |source| DataDirError::Io { path: path.to_owned(), source }
+}
+
+/// The data directory. Cheap to clone; touches the disk only where a method says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataDir(PathBuf);
+
+impl DataDir {
+    /// Names a data directory; nothing is created.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The SQLite database.
+    pub fn store_path(&self) -> PathBuf {
+        self.0.join("store.sqlite")
+    }
+
+    /// Parent of one spool directory per proxy process.
+    pub fn spool_dir(&self) -> PathBuf {
+        self.0.join("spool")
+    }
+
+    /// Adapter generations and aliases.
+    pub fn registry_dir(&self) -> PathBuf {
+        self.0.join("registry")
+    }
+
+    /// Work files of rounds.
+    pub fn rounds_dir(&self) -> PathBuf {
+        self.0.join("rounds")
+    }
+
+    /// Policy files of the operator.
+    pub fn policies_dir(&self) -> PathBuf {
+        self.0.join("policies")
+    }
+
+    /// Downloaded base models.
+    pub fn models_dir(&self) -> PathBuf {
+        self.0.join("models")
+    }
+
+    /// Where process `name` (`backend`, `proxy`, `trainer`) says where it listens.
+    pub fn run_file(&self, name: &str) -> PathBuf {
+        self.0.join("run").join(format!("{name}.json"))
+    }
+
+    /// Creates the directory (mode 0700) and its fixed subdirectories; harmless when they exist.
+    pub fn create(&self) -> Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0))?;
+        let run = self.0.join("run");
+        let parts = [self.spool_dir(), self.registry_dir(), self.rounds_dir(), self.models_dir(), run];
+        for part in parts {
+            fs::create_dir_all(&part).map_err(at(&part))?;
+        }
+        Ok(())
+    }
+
+    /// The 32 secret bytes that key tenants and links; created on first use.
+    pub fn secret(&self) -> Result<[u8; 32]> {
+        let path = self.0.join("secret");
+        let text = read_or_create(&path)?;
+        let mut bytes = [0u8; 32];
+        hex::decode_to_slice(text.trim(), &mut bytes).map_err(|_| DataDirError::Malformed {
+            path,
+            problem: "expected 64 hex digits".to_owned(),
+        })?;
+        Ok(bytes)
+    }
+
+    /// The bearer token of the admin listener, 64 hex digits; created on first use.
+    pub fn admin_token(&self) -> Result<String> {
+        let path = self.0.join("admin.token");
+        let token = read_or_create(&path)?.trim().to_owned();
+        if token.len() < 16 {
+            let problem = "expected at least 16 characters".to_owned();
+            return Err(DataDirError::Malformed { path, problem });
+        }
+        Ok(token)
+    }
+}
+
+/// Reads a secret file, or creates it with 64 random hex digits. Safe when several processes race: a hard link of a
+/// finished temporary file either takes the name or finds it taken, so nobody ever reads half a secret.
+fn read_or_create(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => return other.map_err(at(path)),
+    }
+    let mut random = [0u8; 40];
+    getrandom::fill(&mut random).map_err(|e| at(path)(io::Error::other(e.to_string())))?;
+    let (name, secret) = random.split_at(8);
+    let temporary = path.with_extension(format!("{}.tmp", hex::encode(name)));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(at(parent))?;
+    }
+    let written = write_new(&temporary, hex::encode(secret).as_bytes());
+    let linked = written.and_then(|()| match fs::hard_link(&temporary, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    });
+    let removed = fs::remove_file(&temporary);
+    linked.and(removed).map_err(at(path))?;
+    sync_parent(path).map_err(at(path))?;
+    fs::read_to_string(path).map_err(at(path))
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Makes a created, renamed or removed name in the parent directory of `path` durable.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Where a running process listens, written to `run/<name>.json` once it is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFile {
+    /// Process id.
+    pub pid: u32,
+    /// `host:port` of the main listener.
+    pub address: String,
+    /// `host:port` of the admin listener, where there is one.
+    pub admin_address: Option<String>,
+    /// When it started, milliseconds since 1970.
+    pub started_ms: i64,
+}
+
+impl RunFile {
+    /// Replaces `run/<name>.json` whole: a reader sees the old or the new file, never half of one.
+    pub fn write(&self, data: &DataDir, name: &str) -> Result<()> {
+        let path = data.run_file(name);
+        let temporary = path.with_extension(format!("{}.tmp", self.pid));
+        let text = serde_json::to_vec_pretty(self).map_err(|error| DataDirError::Malformed {
+            path: path.clone(),
+            problem: error.to_string(),
+        })?;
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(at(parent))?;
+        }
+        fs::write(&temporary, text).map_err(at(&temporary))?;
+        fs::rename(&temporary, &path).map_err(at(&path))
+    }
+
+    /// Reads `run/<name>.json`; `None` when the process never wrote one.
+    pub fn read(data: &DataDir, name: &str) -> Result<Option<Self>> {
+        let path = data.run_file(name);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(at(&path))?,
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| DataDirError::Malformed { path, problem: error.to_string() })
+    }
+
+    /// Removes `run/<name>.json`; harmless when there is none.
+    pub fn remove(data: &DataDir, name: &str) -> Result<()> {
+        let path = data.run_file(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(at(&path)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_secret_is_created_once_and_only_its_owner_may_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::new(dir.path().join("new"));
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                let data = data.clone();
+                std::thread::spawn(move || (data.secret().unwrap(), data.admin_token().unwrap()))
+            })
+            .collect();
+        let seen: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+        assert!(seen.iter().all(|pair| *pair == seen[0]));
+        assert_ne!(hex::encode(seen[0].0), seen[0].1);
+        let mode = fs::metadata(data.path().join("secret")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let names = fs::read_dir(data.path()).unwrap().count();
+        assert_eq!(names, 2, "no temporary file stays behind");
+    }
+
+    #[test]
+    fn a_damaged_secret_is_an_error_and_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("secret"), "short").unwrap();
+        let data = DataDir::new(dir.path());
+        assert!(matches!(data.secret(), Err(DataDirError::Malformed { .. })));
+        assert_eq!(fs::read_to_string(dir.path().join("secret")).unwrap(), "short");
+    }
+
+    #[test]
+    fn a_run_file_says_where_a_process_listens_until_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::new(dir.path());
+        data.create().unwrap();
+        assert_eq!(RunFile::read(&data, "proxy").unwrap(), None);
+        let address = "127.0.0.1:8080".to_owned();
+        let file = RunFile { pid: 7, address, admin_address: None, started_ms: 1 };
+        file.write(&data, "proxy").unwrap();
+        assert_eq!(RunFile::read(&data, "proxy").unwrap(), Some(file));
+        RunFile::remove(&data, "proxy").unwrap();
+        RunFile::remove(&data, "proxy").unwrap();
+        assert_eq!(RunFile::read(&data, "proxy").unwrap(), None);
+    }
+}
