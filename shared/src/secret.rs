@@ -1,0 +1,53 @@
+//! What is derived from the installation's secret: tenant names, and comparison of tokens.
+//!
+//! Why: tenants are told apart by their credentials, and credentials are never stored. A keyed hash gives each a stable
+//! name that nobody without the secret can confirm a guess against.
+//! Invariant: nothing here can be turned back into a credential, and no comparison leaks how much of a token was right.
+
+/// A 32-byte key for one purpose. `context` names the purpose and is part of the derivation; two purposes never share
+/// a key.
+pub fn derive(secret: &[u8; 32], context: &str) -> [u8; 32] {
+    blake3::derive_key(&format!("hone 2026-11 {context}"), secret)
+}
+
+/// The name of the tenant behind a credential (the value of `Authorization`, `api-key` or `x-api-key`): 32 hex digits.
+/// A request without a credential belongs to the tenant `anonymous`.
+pub fn tenant_of(secret: &[u8; 32], credential: Option<&str>) -> String {
+    let Some(credential) = credential.map(str::trim).filter(|c| !c.is_empty()) else {
+        return "anonymous".to_owned();
+    };
+    let hash = blake3::keyed_hash(&derive(secret, "tenant"), credential.as_bytes());
+    hex::encode(&hash.as_bytes()[..16])
+}
+
+/// Whether two tokens are equal, in time that depends on their lengths only.
+pub fn same_token(given: &str, expected: &str) -> bool {
+    // `blake3::Hash` compares in constant time.
+    blake3::hash(given.as_bytes()) == blake3::hash(expected.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_keeps_its_name_and_no_two_credentials_or_secrets_share_one() {
+        let (a, b) = ([1u8; 32], [2u8; 32]);
+        let name = tenant_of(&a, Some("Bearer sk-1"));
+        assert_eq!(name, tenant_of(&a, Some(" Bearer sk-1 ")));
+        assert_eq!(name.len(), 32);
+        assert!(!name.contains("sk-1"));
+        assert_ne!(name, tenant_of(&a, Some("Bearer sk-2")));
+        assert_ne!(name, tenant_of(&b, Some("Bearer sk-1")));
+        assert_eq!(tenant_of(&a, None), "anonymous");
+        assert_eq!(tenant_of(&a, Some("  ")), "anonymous");
+    }
+
+    #[test]
+    fn purposes_do_not_share_keys_and_tokens_compare_whole() {
+        assert_ne!(derive(&[1; 32], "tenant"), derive(&[1; 32], "link"));
+        assert!(same_token("abc", "abc"));
+        assert!(!same_token("abc", "abcd"));
+        assert!(!same_token("", "a"));
+    }
+}
