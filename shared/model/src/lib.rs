@@ -9,6 +9,13 @@
 //! `tokenizer.json`, `tokenizer_config.json`, safetensors) and is only ever read after it is
 //! complete.
 
+pub mod chat;
 pub mod config;
+pub mod fetch;
+pub mod gguf;
 pub mod lora;
+pub mod oracle;
+pub mod progress;
+pub mod testing;
+pub mod tokenizer;
 pub mod weights;

@@ -175,27 +175,58 @@ pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     }
 }
 
+/// Opens every weight file and checks its header and length, without reading the tensors.
+///
+/// # Errors
+/// As [`Weights::load`], or no file holds the embedding.
+pub fn check_files(dir: &Path) -> Result<(), WeightsError> {
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    let mut embedded = false;
+    for path in weight_files(dir)? {
+        embedded |= Opened::new(&path)?.metadata.info(EMBEDDING).is_some();
+    }
+    if embedded { Ok(()) } else { Err(WeightsError::Missing(EMBEDDING.to_owned())) }
+}
+
+/// A safetensors file with its header read and its length checked.
+struct Opened {
+    reader: BufReader<File>,
+    metadata: Metadata,
+    data_start: u64,
+}
+
+impl Opened {
+    fn new(path: &Path) -> Result<Opened, WeightsError> {
+        let io = |e| read_error(path, e);
+        let file = File::open(path).map_err(io)?;
+        let file_bytes = file.metadata().map_err(io)?.len();
+        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let mut word = [0u8; 8];
+        reader.read_exact(&mut word).map_err(io)?;
+        let header_bytes = u64::from_le_bytes(word);
+        if header_bytes > HEADER_BYTES_MAX || header_bytes + 8 > file_bytes {
+            return Err(malformed(path, "it is truncated or not a safetensors file"));
+        }
+        let mut header = vec![0u8; header_bytes as usize];
+        reader.read_exact(&mut header).map_err(io)?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| malformed(path, e))?;
+        let data_start = 8 + header_bytes;
+        if data_start + metadata.data_len() as u64 != file_bytes {
+            let reason = "its length is not what its header says (interrupted copy?)";
+            return Err(malformed(path, reason));
+        }
+        Ok(Opened { reader, metadata, data_start })
+    }
+}
+
 fn read_safetensors(path: &Path, into: &mut BTreeMap<String, Stored>) -> Result<(), WeightsError> {
     let io = |e| read_error(path, e);
-    let file = File::open(path).map_err(io)?;
-    let file_bytes = file.metadata().map_err(io)?.len();
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let mut word = [0u8; 8];
-    reader.read_exact(&mut word).map_err(io)?;
-    let header_bytes = u64::from_le_bytes(word);
-    if header_bytes > HEADER_BYTES_MAX || header_bytes + 8 > file_bytes {
-        return Err(malformed(path, "it is truncated or not a safetensors file"));
-    }
-    let mut header = vec![0u8; header_bytes as usize];
-    reader.read_exact(&mut header).map_err(io)?;
-    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| malformed(path, e))?;
-    if 8 + header_bytes + metadata.data_len() as u64 != file_bytes {
-        return Err(malformed(path, "its length is not what its header says (interrupted copy?)"));
-    }
+    let Opened { mut reader, metadata, data_start } = Opened::new(path)?;
     for name in metadata.offset_keys() {
         let info = metadata.info(&name).ok_or_else(|| malformed(path, "its header is broken"))?;
-        reader.seek(SeekFrom::Start(8 + header_bytes + info.data_offsets.0 as u64)).map_err(io)?;
-        let mut bytes = vec![0u8; info.data_offsets.1 - info.data_offsets.0];
+        let (from, to) = info.data_offsets;
+        reader.seek(SeekFrom::Start(data_start + from as u64)).map_err(io)?;
+        let mut bytes = vec![0u8; to - from];
         reader.read_exact(&mut bytes).map_err(io)?;
         let values = to_f32(info.dtype, &bytes).ok_or_else(|| {
             malformed(path, format!("tensor `{name}` is {:?}; F32, F16, BF16 work", info.dtype))
