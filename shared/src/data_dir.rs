@@ -94,7 +94,8 @@ impl DataDir {
     pub fn create(&self) -> Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0))?;
         let run = self.0.join("run");
-        let parts = [self.spool_dir(), self.registry_dir(), self.rounds_dir(), self.models_dir(), run];
+        let parts =
+            [self.spool_dir(), self.registry_dir(), self.rounds_dir(), self.models_dir(), run];
         for part in parts {
             fs::create_dir_all(&part).map_err(at(&part))?;
         }

@@ -105,7 +105,9 @@ macro_rules! words {
 }
 
 /// Learning mode of a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Pass through, store nothing.
@@ -371,7 +373,9 @@ impl Record {
 
     /// Bytes that the record holds in memory, to the accuracy that a queue limit needs.
     pub fn weight(&self) -> usize {
-        let of = |headers: &Headers| headers.iter().map(|(n, v)| n.len() + v.len() + 48).sum();
+        let of = |headers: &Headers| -> usize {
+            headers.iter().map(|(n, v)| n.len() + v.len() + 48).sum()
+        };
         match self {
             Self::Begin(b) => 512 + b.body.len() + b.path.len() + of(&b.headers),
             Self::Done(d) => 256 + d.body.len() + of(&d.headers),
