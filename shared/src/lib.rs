@@ -13,6 +13,7 @@
 pub mod clock;
 pub mod data_dir;
 pub mod link;
+pub mod registry;
 pub mod secret;
 pub mod turn;
 pub mod wire;
