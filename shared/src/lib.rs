@@ -13,7 +13,9 @@
 pub mod clock;
 pub mod data_dir;
 pub mod link;
+pub mod policy;
 pub mod registry;
 pub mod secret;
+pub mod spool;
 pub mod turn;
 pub mod wire;

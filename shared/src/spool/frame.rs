@@ -1,0 +1,173 @@
+//! Frames: how a record lies in a segment, and how damage to it is seen.
+//!
+//! ```text
+//! 0 magic u32 | 4 len u32 | 8 kind u8 | 9 flags u8 | 10 turn id 16 B | 26 crc32 u32 | 30 payload[len]      little-endian
+//! flags: 1 = the payload is `raw length u32 | zstd`
+//! ```
+//! Invariant: the crc covers every byte of the frame but itself, so a frame is read whole and right, or not at all.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use uuid::Uuid;
+
+use super::PAYLOAD_BYTES_MAX;
+use crate::turn::{Record, TurnId};
+
+const MAGIC: u32 = u32::from_le_bytes(*b"HNE1");
+const CRC_AT: usize = 26;
+/// Bytes of a frame before its payload.
+pub(super) const HEADER_BYTES: usize = 30;
+const ZSTD: u8 = 1;
+const ZSTD_ABOVE_BYTES: usize = 1024;
+const ZSTD_LEVEL: i32 = 1;
+
+/// What lies at an offset of a segment.
+#[derive(Debug)]
+pub(super) enum Frame {
+    /// A whole record, and the offset after it.
+    Good { record: Record, next: u64 },
+    /// A frame whose extent is known but whose content is damaged. Kind and id come from the damaged frame.
+    Damaged { kind: u8, turn_id: TurnId, next: u64 },
+    /// From here to the limit there is no frame whose extent can be told.
+    Broken,
+    /// The limit itself.
+    End,
+}
+
+/// Appends the frame of a record to `out`. A body that makes the payload too long is cut and marked as truncated.
+pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
+    let payload = record.encode();
+    let payload =
+        if payload.len() > PAYLOAD_BYTES_MAX { cut(record, payload.len()) } else { payload };
+    let packed = pack(&payload);
+    let (flags, payload) = packed.as_ref().map_or((0, &payload), |packed| (ZSTD, packed));
+    let start = out.len();
+    out.extend_from_slice(&MAGIC.to_le_bytes());
+    out.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.push(record.kind());
+    out.push(flags);
+    out.extend_from_slice(record.turn_id().0.as_bytes());
+    let crc = checksum(out.get(start..).unwrap_or_default(), payload);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(payload);
+}
+
+/// The payload with so much less body that it fits.
+fn cut(record: &Record, payload_len: usize) -> Vec<u8> {
+    // 64 bytes of room: `false` becomes `true`, and the lengths may gain digits.
+    let excess = payload_len.saturating_sub(PAYLOAD_BYTES_MAX) + 64;
+    let mut record = record.clone();
+    match &mut record {
+        Record::Begin(begin) => {
+            begin.body.truncate(begin.body.len().saturating_sub(excess));
+            begin.body_truncated = true;
+        }
+        Record::Done(done) => {
+            done.body.truncate(done.body.len().saturating_sub(excess));
+            done.body_truncated = true;
+        }
+        Record::Gap(_) => {}
+    }
+    record.encode()
+}
+
+fn pack(payload: &[u8]) -> Option<Vec<u8>> {
+    if payload.len() <= ZSTD_ABOVE_BYTES {
+        return None;
+    }
+    let packed = zstd::bulk::compress(payload, ZSTD_LEVEL).ok()?;
+    let mut out = Vec::with_capacity(4 + packed.len());
+    out.extend_from_slice(&u32::try_from(payload.len()).ok()?.to_le_bytes());
+    out.extend_from_slice(&packed);
+    (out.len() < payload.len()).then_some(out)
+}
+
+fn unpack(payload: &[u8]) -> Option<Vec<u8>> {
+    let (len, packed) = payload.split_first_chunk::<4>()?;
+    let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
+    if len > PAYLOAD_BYTES_MAX {
+        return None;
+    }
+    zstd::bulk::decompress(packed, len).ok().filter(|raw| raw.len() == len)
+}
+
+fn checksum(header: &[u8], payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(header);
+    hasher.update(payload);
+    hasher.finalize()
+}
+
+struct Header {
+    len: u64,
+    kind: u8,
+    flags: u8,
+    turn_id: TurnId,
+    crc: u32,
+}
+
+/// Reads a header; `None` when the magic or the length cannot be right.
+fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
+    let u32_at = |from: usize| bytes.get(from..from + 4)?.try_into().ok().map(u32::from_le_bytes);
+    let len = u64::from(u32_at(4)?);
+    if u32_at(0)? != MAGIC || len > PAYLOAD_BYTES_MAX as u64 {
+        return None;
+    }
+    let id: [u8; 16] = bytes.get(10..CRC_AT)?.try_into().ok()?;
+    Some(Header {
+        len,
+        kind: *bytes.get(8)?,
+        flags: *bytes.get(9)?,
+        turn_id: TurnId(Uuid::from_bytes(id)),
+        crc: u32_at(CRC_AT)?,
+    })
+}
+
+fn header_at(
+    file: &File,
+    offset: u64,
+    limit: u64,
+) -> io::Result<Option<([u8; HEADER_BYTES], Header)>> {
+    if limit.saturating_sub(offset) < HEADER_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut bytes = [0u8; HEADER_BYTES];
+    file.read_exact_at(&mut bytes, offset)?;
+    Ok(parse_header(&bytes).map(|header| (bytes, header)))
+}
+
+/// Reads what lies at `offset` of a segment of which only the bytes before `limit` may be read.
+pub(super) fn read_at(file: &File, offset: u64, limit: u64) -> io::Result<Frame> {
+    if offset >= limit {
+        return Ok(Frame::End);
+    }
+    let Some((bytes, header)) = header_at(file, offset, limit)? else {
+        return Ok(Frame::Broken);
+    };
+    let payload_at = offset + HEADER_BYTES as u64;
+    let next = payload_at + header.len;
+    if next > limit {
+        return Ok(Frame::Broken);
+    }
+    let mut payload = vec![0u8; usize::try_from(header.len).unwrap_or(0)];
+    file.read_exact_at(&mut payload, payload_at)?;
+    let whole = checksum(bytes.get(..CRC_AT).unwrap_or_default(), &payload) == header.crc;
+    if let Some(record) = whole.then(|| decode(&header, &payload)).flatten() {
+        return Ok(Frame::Good { record, next });
+    }
+    // The length is believed only where another frame, or the end, lies right behind it.
+    if next == limit || header_at(file, next, limit)?.is_some() {
+        let Header { kind, turn_id, .. } = header;
+        return Ok(Frame::Damaged { kind, turn_id, next });
+    }
+    Ok(Frame::Broken)
+}
+
+fn decode(header: &Header, payload: &[u8]) -> Option<Record> {
+    if header.flags & ZSTD != 0 {
+        return Record::decode(header.kind, &unpack(payload)?).ok();
+    }
+    Record::decode(header.kind, payload).ok()
+}

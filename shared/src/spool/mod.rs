@@ -1,0 +1,138 @@
+//! The spool: the first durable place of a turn, between the tap and the store.
+//!
+//! The tap hands a record to [`Spool::try_send`], which never blocks; one thread frames it, appends it to a segment
+//! file and makes it durable in groups. Ingest follows the segments and deletes them once they are stored.
+//!
+//! ```text
+//! spool/<boot>/NNNNNN.seg     one directory per process; flock on the directory = the process is alive
+//! spool/quarantine/           segments with damage, kept for people
+//! frame = magic u32 | len u32 | kind u8 | flags u8 | turn id 16 B | crc32 of all else u32 | payload (zstd above 1 KiB)
+//! ```
+//! A frame never spans segments. Sealed segments never change. At most `sync_ms_max` of turns is at risk when the
+//! power fails; nothing is when only the process dies.
+//!
+//! Invariant: `requests = accepted + dropped{reason}`, and each accepted turn has a `Begin` frame on disk or is counted
+//! as dropped in a `Gap` frame. An accepted turn always has room for its `Done` (without its body, if need be).
+
+mod claim;
+mod frame;
+mod handle;
+mod queue;
+mod reader;
+mod writer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use claim::{ClaimedDir, claim_dead};
+pub use handle::{Follower, Spool, SpoolStats};
+pub use reader::{DirReader, Item};
+pub use writer::SpoolWriter;
+
+/// Name of the directory for damaged segments, beside the process directories.
+pub const QUARANTINE: &str = "quarantine";
+/// Largest payload of a frame, bytes; longer bodies are cut and marked as truncated.
+pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+
+/// Why the spool could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// A file or directory could not be read or written.
+    #[error("spool {}: {source}", path.display())]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The thread that writes the spool ended early or could not be started.
+    #[error("the spool thread is gone")]
+    ThreadGone,
+    /// Records could not be written before the spool was closed.
+    #[error("{0} turns could not be written before the spool was closed")]
+    Unwritten(u64),
+}
+
+/// Ties an I/O error to the path that caused it.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolError + '_ {
+    move |source| SpoolError::Io { path: path.to_owned(), source }
+}
+
+/// A place in a process's spool. Ordered as the records are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+pub struct Position {
+    /// Number of the segment, from 0.
+    pub segment: u32,
+    /// Byte offset within the segment.
+    pub offset: u64,
+}
+
+/// Where the spool is and how large it may get.
+#[derive(Debug, Clone)]
+pub struct SpoolConfig {
+    /// The directory of all processes' spools (`<data>/spool`).
+    pub dir: PathBuf,
+    /// A segment is sealed at this size, bytes.
+    pub segment_bytes_max: u64,
+    /// A segment is sealed at this age, milliseconds.
+    pub segment_age_ms_max: u64,
+    /// Longest time between a write and its fdatasync, milliseconds.
+    pub sync_ms_max: u64,
+    /// Most bytes between two fdatasyncs.
+    pub sync_bytes_max: usize,
+    /// Most records that wait in memory, with one place kept for the end of each open turn.
+    pub queue_records_max: usize,
+    /// Most bytes that wait in memory.
+    pub queue_bytes_max: usize,
+    /// Most bytes of all segments on disk, of all processes.
+    pub disk_bytes_max: u64,
+    /// Pause before a failed write is tried again, milliseconds.
+    pub retry_ms: u64,
+    /// How long `close` tries to write what is left, milliseconds.
+    pub close_ms_max: u64,
+}
+
+impl SpoolConfig {
+    /// The defaults: 64 MiB / 60 s segments, 20 ms / 1 MiB groups, 65,536 records / 256 MiB queue, 16 GiB on disk.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            segment_bytes_max: 64 << 20,
+            segment_age_ms_max: 60_000,
+            sync_ms_max: 20,
+            sync_bytes_max: 1 << 20,
+            queue_records_max: 65_536,
+            queue_bytes_max: 256 << 20,
+            disk_bytes_max: 16 << 30,
+            retry_ms: 250,
+            close_ms_max: 5_000,
+        }
+    }
+}
+
+/// Path of segment `number` in a process's directory.
+fn segment_path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("{number:06}.seg"))
+}
+
+/// The numbers of the segments in a process's directory, in order.
+fn segment_numbers(dir: &Path) -> Result<Vec<u32>, SpoolError> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(at(dir))? {
+        let name = entry.map_err(at(dir))?.file_name();
+        let stem = name.to_str().and_then(|name| name.strip_suffix(".seg"));
+        numbers.extend(stem.and_then(|stem| stem.parse::<u32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Bytes of all segments under `<data>/spool`, quarantine included; unreadable parts count as nothing.
+fn disk_bytes(spool: &Path) -> u64 {
+    let list = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    list(spool)
+        .flat_map(|process| list(&process.path()))
+        .filter_map(|file| file.metadata().ok())
+        .map(|meta| meta.len())
+        .sum()
+}

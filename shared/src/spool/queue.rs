@@ -1,0 +1,149 @@
+//! The one bounded queue between the tap and the spool thread.
+//!
+//! Bounded in records and in bytes. Every accepted `Begin` reserves the place of its `Done`, so a turn that was accepted
+//! can always end: a `Done` that would not fit loses its body (and is marked as truncated), never its facts.
+//!
+//! Invariant: `requests = accepted + dropped{reason}`; a turn is counted once, when its `Begin` is offered.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+
+use super::SpoolConfig;
+use crate::clock::now_ms;
+use crate::turn::{DropReason, Gap, Record, TurnId};
+
+/// Most different (route, reason) pairs that are noted apart; more are noted without their route.
+const GAPS_MAX: usize = 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    records: VecDeque<Record>,
+    bytes: usize,
+    /// Turns whose `Begin` was accepted and whose `Done` was not yet offered.
+    open: HashSet<TurnId>,
+    gaps: BTreeMap<(String, DropReason), (u64, i64)>,
+    pub(super) closed: bool,
+    pub(super) requests: u64,
+    pub(super) accepted: u64,
+    pub(super) bodies_cut: u64,
+    pub(super) dropped: BTreeMap<DropReason, u64>,
+}
+
+impl Queue {
+    /// Takes a record or says why not. A `Done` whose `Begin` was refused is refused as `BeginLost`, uncounted.
+    pub(super) fn offer(
+        &mut self,
+        cfg: &SpoolConfig,
+        disk_full: bool,
+        record: Record,
+    ) -> Result<(), DropReason> {
+        match record {
+            Record::Begin(begin) => {
+                self.requests += 1;
+                let turn_id = begin.turn_id;
+                let weight = 512 + begin.body.len();
+                if let Some(reason) = self.refusal(cfg, disk_full, weight) {
+                    self.count_drop(begin.route, reason, 1, now_ms());
+                    return Err(reason);
+                }
+                self.accepted += 1;
+                self.open.insert(turn_id);
+                self.push(Record::Begin(begin));
+            }
+            Record::Done(mut done) => {
+                if self.closed {
+                    return Err(DropReason::Closed);
+                }
+                if !self.open.remove(&done.turn_id) {
+                    return Err(DropReason::BeginLost);
+                }
+                if disk_full || self.bytes + done.body.len() > cfg.queue_bytes_max {
+                    done.body_truncated |= !done.body.is_empty();
+                    self.bodies_cut += u64::from(!done.body.is_empty());
+                    done.body = Bytes::new();
+                }
+                self.push(Record::Done(done));
+            }
+            Record::Gap(gap) => {
+                if self.closed {
+                    return Err(DropReason::Closed);
+                }
+                self.note_gap(gap.route, gap.reason, gap.count, gap.at_ms);
+            }
+        }
+        Ok(())
+    }
+
+    fn refusal(&self, cfg: &SpoolConfig, disk_full: bool, weight: usize) -> Option<DropReason> {
+        if self.closed {
+            Some(DropReason::Closed)
+        } else if disk_full {
+            Some(DropReason::SpoolFull)
+        } else if self.records.len() + self.open.len() + 2 > cfg.queue_records_max {
+            Some(DropReason::QueueFull)
+        } else if self.bytes + weight > cfg.queue_bytes_max {
+            Some(DropReason::QueueBytes)
+        } else {
+            None
+        }
+    }
+
+    fn push(&mut self, record: Record) {
+        self.bytes += record.weight();
+        self.records.push_back(record);
+    }
+
+    /// Takes records from the front until they weigh `bytes_max`; at least one, if there is one.
+    pub(super) fn take(&mut self, bytes_max: usize) -> Vec<Record> {
+        let mut taken = Vec::new();
+        let mut weight = 0;
+        while weight < bytes_max {
+            let Some(record) = self.records.pop_front() else { break };
+            weight += record.weight();
+            taken.push(record);
+        }
+        self.bytes = self.bytes.saturating_sub(weight);
+        taken
+    }
+
+    /// Counts dropped turns, in memory at once and on disk with the next gap frames.
+    pub(super) fn count_drop(&mut self, route: String, reason: DropReason, count: u64, at_ms: i64) {
+        *self.dropped.entry(reason).or_default() += count;
+        self.note_gap(route, reason, count, at_ms);
+    }
+
+    fn note_gap(&mut self, route: String, reason: DropReason, count: u64, at_ms: i64) {
+        let key = (route, reason);
+        let crowded = self.gaps.len() >= GAPS_MAX && !self.gaps.contains_key(&key);
+        let key = if crowded { (String::new(), reason) } else { key };
+        let (total, last) = self.gaps.entry(key).or_default();
+        *total += count;
+        *last = (*last).max(at_ms);
+    }
+
+    /// Takes the gaps that are not yet on disk.
+    pub(super) fn take_gaps(&mut self) -> Vec<Record> {
+        let gaps = std::mem::take(&mut self.gaps).into_iter();
+        gaps.map(|((route, reason), (count, at_ms))| {
+            Record::Gap(Gap { route, reason, count, at_ms })
+        })
+        .collect()
+    }
+
+    pub(super) fn has_gaps(&self) -> bool {
+        !self.gaps.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn open(&self) -> usize {
+        self.open.len()
+    }
+}

@@ -1,0 +1,191 @@
+//! The read side: one directory's records in order, live or dead, damaged or not.
+//!
+//! A live directory is read up to what its writer says is durable. In a dead one, a last segment may end in a frame
+//! that was being written: it is cut off. Damage anywhere else loses the damaged frame, or, where the extent of a frame
+//! cannot be told, the rest of its segment; such a segment is moved to quarantine instead of being deleted.
+//!
+//! Invariant: no record is returned unless its checksum holds, and reading never stops for ever at damage.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use super::frame::{self, Frame};
+use super::{Follower, Position, QUARANTINE, SpoolError, at, segment_numbers, segment_path};
+use crate::data_dir::sync_parent;
+use crate::turn::{Record, TurnId};
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Item {
+    /// A whole record.
+    Record(Record),
+    /// A damaged frame of known extent; kind and id are as the damaged frame says.
+    Damaged {
+        /// 1 begin, 2 done, 3 gap; anything else is damage too.
+        kind: u8,
+        /// The turn, probably.
+        turn_id: TurnId,
+    },
+    /// The rest of a segment, in which no frame can be told.
+    Lost {
+        /// How many bytes.
+        bytes: u64,
+    },
+}
+
+/// Reads one process's directory in order.
+#[derive(Debug)]
+pub struct DirReader {
+    dir: PathBuf,
+    live: Option<Follower>,
+    at: Position,
+    /// The open segment, and whether it is the last one of a dead process.
+    file: Option<(File, bool)>,
+    damaged: BTreeSet<u32>,
+}
+
+impl DirReader {
+    /// Reads the directory of a process that is dead and whose lock we hold.
+    pub fn dead(dir: &Path) -> Self {
+        Self::new(dir.to_owned(), None)
+    }
+
+    /// Reads along with the writer of this process.
+    pub fn live(follower: Follower) -> Self {
+        Self::new(follower.dir().to_owned(), Some(follower))
+    }
+
+    fn new(dir: PathBuf, live: Option<Follower>) -> Self {
+        Self { dir, live, at: Position::default(), file: None, damaged: BTreeSet::new() }
+    }
+
+    /// Where the next item will be read.
+    pub fn position(&self) -> Position {
+        self.at
+    }
+
+    /// The next item with the position of its first byte; `None` when there is nothing more, for now or for ever.
+    pub fn next(&mut self) -> Result<Option<(Position, Item)>, SpoolError> {
+        loop {
+            let (limit, sealed) = match self.open()? {
+                Some(extent) => extent,
+                None => return Ok(None),
+            };
+            let Some((file, _)) = &self.file else { return Ok(None) };
+            let start = self.at;
+            let path = segment_path(&self.dir, start.segment);
+            let frame = frame::read_at(file, start.offset, limit).map_err(at(&path))?;
+            let torn_end = !sealed && self.live.is_none();
+            match frame {
+                Frame::Good { record, next } => {
+                    self.at.offset = next;
+                    return Ok(Some((start, Item::Record(record))));
+                }
+                Frame::Damaged { next, .. } if torn_end && next == limit => self.cut(&path)?,
+                Frame::Broken if torn_end => self.cut(&path)?,
+                Frame::Damaged { kind, turn_id, next } => {
+                    self.damaged.insert(start.segment);
+                    self.at.offset = next;
+                    return Ok(Some((start, Item::Damaged { kind, turn_id })));
+                }
+                Frame::Broken => {
+                    self.damaged.insert(start.segment);
+                    self.at.offset = limit;
+                    return Ok(Some((start, Item::Lost { bytes: limit - start.offset })));
+                }
+                Frame::End if sealed => self.advance()?,
+                Frame::End => return Ok(None),
+            }
+        }
+    }
+
+    /// Reads one record again. Errors: I/O; `None`: it is not there or no longer whole.
+    pub fn read_again(&self, position: Position) -> Result<Option<Record>, SpoolError> {
+        let path = segment_path(&self.dir, position.segment);
+        let file = File::open(&path).map_err(at(&path))?;
+        let limit = file.metadata().map_err(at(&path))?.len();
+        match frame::read_at(&file, position.offset, limit).map_err(at(&path))? {
+            Frame::Good { record, .. } => Ok(Some(record)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Deletes the segments before `segment`, but for those in `keep`; damaged ones go to quarantine.
+    pub fn delete_before(&mut self, segment: u32, keep: &BTreeSet<u32>) -> Result<(), SpoolError> {
+        for number in segment_numbers(&self.dir)? {
+            if number >= segment || keep.contains(&number) {
+                continue;
+            }
+            let path = segment_path(&self.dir, number);
+            if self.damaged.contains(&number) {
+                self.quarantine(&path)?;
+                self.damaged.remove(&number);
+            } else {
+                fs::remove_file(&path).map_err(at(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn quarantine(&self, path: &Path) -> Result<(), SpoolError> {
+        let (Some(boot), Some(name)) = (self.dir.file_name(), path.file_name()) else {
+            return Ok(());
+        };
+        let dir = self.dir.with_file_name(QUARANTINE);
+        fs::create_dir_all(&dir).map_err(at(&dir))?;
+        let target = dir.join(format!("{}-{}", boot.display(), name.display()));
+        fs::rename(path, &target).map_err(at(path))?;
+        tracing::warn!(segment = %target.display(), "a damaged spool segment is kept in quarantine");
+        sync_parent(&target).map_err(at(&target))
+    }
+
+    /// Opens the segment to read. Returns how far it may be read and whether it will never grow.
+    fn open(&mut self) -> Result<Option<(u64, bool)>, SpoolError> {
+        let upto = self.live.as_ref().map(Follower::upto);
+        if self.file.is_none() {
+            self.open_next(upto)?;
+        }
+        let Some((file, last)) = &self.file else { return Ok(None) };
+        if let Some(upto) = upto
+            && upto.segment == self.at.segment
+        {
+            return Ok(Some((upto.offset, false)));
+        }
+        let path = segment_path(&self.dir, self.at.segment);
+        let len = file.metadata().map_err(at(&path))?.len();
+        Ok(Some((len, !last)))
+    }
+
+    fn open_next(&mut self, upto: Option<Position>) -> Result<(), SpoolError> {
+        let numbers = segment_numbers(&self.dir)?;
+        let Some(&first) = numbers.iter().find(|&&n| n >= self.at.segment) else { return Ok(()) };
+        if upto.is_some_and(|upto| Position { segment: first, offset: 0 } >= upto) {
+            return Ok(());
+        }
+        if first > self.at.segment {
+            self.at = Position { segment: first, offset: 0 };
+        }
+        let path = segment_path(&self.dir, first);
+        let last = self.live.is_none() && numbers.last() == Some(&first);
+        self.file = Some((File::open(&path).map_err(at(&path))?, last));
+        Ok(())
+    }
+
+    /// Goes on to the next segment: past the end of a sealed one.
+    fn advance(&mut self) -> Result<(), SpoolError> {
+        self.file = None;
+        self.at = Position { segment: self.at.segment + 1, offset: 0 };
+        Ok(())
+    }
+
+    /// Cuts a frame that was never finished off the end of a dead process's last segment.
+    fn cut(&self, path: &Path) -> Result<(), SpoolError> {
+        let file = OpenOptions::new().write(true).open(path).map_err(at(path))?;
+        let len = file.metadata().map_err(at(path))?.len();
+        file.set_len(self.at.offset).map_err(at(path))?;
+        file.sync_all().map_err(at(path))?;
+        tracing::info!(path = %path.display(), bytes = len - self.at.offset, "cut an unfinished frame");
+        Ok(())
+    }
+}
