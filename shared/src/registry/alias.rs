@@ -152,7 +152,7 @@ impl Registry {
     }
 }
 
-/// Whether a name may be an alias: safe as a file name and in a header.
+/// Whether a name may be an alias or a policy: safe as a file name and in a header.
 pub(crate) fn valid_name(name: &str) -> bool {
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     let all = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));

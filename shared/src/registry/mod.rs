@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use crate::turn::Generation;
 
 pub use adapter::{AdapterConfig, CONFIG_BYTES_MAX, PROJECTIONS, RANK_MAX, WEIGHTS_BYTES_MAX};
+pub(crate) use alias::valid_name;
 pub use alias::{AliasState, PREVIOUS_MAX};
 pub use publish::{Manifest, ManifestDraft, Weights};
 pub use watch::{AliasMap, AliasWatch};

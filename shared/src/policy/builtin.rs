@@ -1,0 +1,47 @@
+//! The policies that are compiled in, and their installation on first start.
+//!
+//! Invariant: installing never overwrites a file: what an operator wrote stays.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::PolicyError;
+
+const FILES: &[(&str, &str)] = &[
+    ("gates/chat.toml", include_str!("../../../policies/gates/chat.toml")),
+    ("judges/chat.toml", include_str!("../../../policies/judges/chat.toml")),
+    ("routes/chat.toml", include_str!("../../../policies/routes/chat.toml")),
+    ("routes/completions.toml", include_str!("../../../policies/routes/completions.toml")),
+];
+
+/// `(path, text)` of every built-in policy file.
+pub fn builtin_files() -> &'static [(&'static str, &'static str)] {
+    FILES
+}
+
+/// Writes the built-in files into `dir` if it holds no policy directory yet. Returns whether it did.
+pub fn install_builtin(dir: &Path) -> Result<bool, PolicyError> {
+    if ["routes", "judges", "gates"].iter().any(|section| dir.join(section).exists()) {
+        return Ok(false);
+    }
+    for (path, text) in FILES {
+        write_new(&dir.join(path), text).map_err(|error| PolicyError::Io {
+            file: dir.join(path).display().to_string(),
+            problem: error.to_string(),
+        })?;
+    }
+    Ok(true)
+}
+
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match File::create_new(path) {
+        Ok(mut file) => file.write_all(text.as_bytes()),
+        // Another process of the same start was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}

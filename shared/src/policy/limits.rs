@@ -1,0 +1,143 @@
+//! Every number that a policy may set: its default, its range and its meaning, in one table.
+//!
+//! Why: an operator must be able to see all limits at once, and the documentation (`policies/README.md`) is tested against
+//! this table. Keys are `<section>.<key>` as in the files; `judge.` and `gate.` sections live in their own files.
+//!
+//! Invariant: a number that is not in this table cannot be set.
+
+use super::PolicyError;
+
+/// One number of a policy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limit {
+    /// `<section>.<key>`.
+    pub key: &'static str,
+    /// Used when the file does not set it.
+    pub default: f64,
+    /// Smallest allowed value.
+    pub min: f64,
+    /// Largest allowed value.
+    pub max: f64,
+    /// Whether only whole numbers make sense.
+    pub whole: bool,
+    /// Unit and meaning.
+    pub meaning: &'static str,
+}
+
+const fn whole(key: &'static str, default: f64, min: f64, max: f64, meaning: &'static str) -> Limit {
+    Limit { key, default, min, max, whole: true, meaning }
+}
+
+const fn real(key: &'static str, default: f64, min: f64, max: f64, meaning: &'static str) -> Limit {
+    Limit { key, default, min, max, whole: false, meaning }
+}
+
+const MIB: f64 = 1_048_576.0;
+/// Largest whole number that a 64-bit float holds exactly.
+const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+
+/// All numbers. Sources of the training defaults: `reference/training.md` §4 and `reference/openclaw-rl.md` §2–4.
+#[rustfmt::skip]
+pub const LIMITS: &[Limit] = &[
+    // routes/*.toml
+    whole("priority", 0.0, -1e6, 1e6, "among routes that match, the highest decides; ties by name"),
+    whole("capture.request_bytes_max", 8.0 * MIB, 1024.0, 1024.0 * MIB, "bytes of a request body that are kept"),
+    whole("capture.response_bytes_max", 8.0 * MIB, 1024.0, 1024.0 * MIB, "bytes of a response body that are kept"),
+    whole("round.samples_min", 8.0, 1.0, 4096.0, "samples that start a round"),
+    whole("round.samples_max", 64.0, 1.0, 4096.0, "samples that a round takes at most"),
+    whole("round.age_ms_max", 60_000.0, 0.0, 6.048e8, "ms after which a round starts with fewer samples"),
+    real("round.holdout_share", 0.2, 0.0, 0.9, "share of the samples kept for the gate"),
+    whole("round.per_session_max", 4.0, 1.0, 4096.0, "samples of one session in a round"),
+    whole("round.per_tenant_max", 64.0, 1.0, 4096.0, "samples of one tenant in a round"),
+    whole("train.rank", 16.0, 1.0, 256.0, "LoRA rank"),
+    real("train.alpha", 32.0, 1e-3, 4096.0, "LoRA alpha; updates are scaled by alpha / rank"),
+    real("train.learning_rate", 1e-3, 1e-8, 0.1, "AdamW step size"),
+    whole("train.updates", 10.0, 1.0, 1000.0, "optimiser updates per round"),
+    whole("train.replies", 2.0, 0.0, 64.0, "fresh replies per prompt and update, besides the live one"),
+    real("train.temperature", 0.7, 0.01, 2.0, "sampling temperature of fresh replies"),
+    whole("train.reply_tokens_max", 96.0, 1.0, 8192.0, "tokens of a fresh reply"),
+    whole("train.prompt_tokens_max", 1024.0, 16.0, 131_072.0, "longer prompts are dropped and counted"),
+    real("train.weight_opd", 1.0, 0.0, 100.0, "weight of the distillation loss"),
+    real("train.weight_rl", 1.0, 0.0, 100.0, "weight of the reward loss"),
+    real("train.kl_beta", 0.02, 0.0, 10.0, "weight of the k3 divergence to the base model"),
+    real("train.clip_low", 0.2, 0.0, 1.0, "PPO clip below 1"),
+    real("train.clip_high", 0.28, 0.0, 10.0, "PPO clip above 1"),
+    real("train.advantage_max", 5.0, 0.01, 100.0, "cap of |log-ratio| as a token's advantage, nats"),
+    real("train.grad_norm_max", 1.0, 1e-4, 1e4, "gradients are scaled down to this norm"),
+    real("train.adam_beta1", 0.9, 0.0, 0.9999, "AdamW first moment"),
+    real("train.adam_beta2", 0.98, 0.0, 0.99999, "AdamW second moment"),
+    real("train.weight_decay", 0.0, 0.0, 1.0, "AdamW weight decay"),
+    whole("train.seed", 17.0, 0.0, EXACT_MAX, "seed of initialisation, order and sampling"),
+    whole("train.threads", 0.0, 0.0, 1024.0, "CPU threads; 0 = all"),
+    real("train.stop.grad_norm_max", 50.0, 1e-3, 1e9, "a larger norm before scaling stops the round"),
+    real("train.stop.log_ratio_max", 20.0, 0.1, 1e3, "a larger mean |log-ratio| to the teacher, nats per token, stops the round"),
+    real("train.stop.entropy_min", 0.02, 0.0, 20.0, "a smaller mean of -ln p per sampled token, nats, stops the round"),
+    real("train.stop.reply_tokens_min_mean", 2.0, 0.0, 1e4, "shorter fresh replies on average stop the round"),
+    // judges/*.toml
+    whole("judge.rules.repeat_calls_max", 2.0, 1.0, 100.0, "identical tool calls in a row; one more is negative"),
+    whole("judge.llm.votes", 3.0, 1.0, 15.0, "votes asked for"),
+    whole("judge.llm.votes_valid_min", 1.0, 1.0, 15.0, "readable votes needed; fewer mean verdict 0"),
+    real("judge.llm.temperature", 0.6, 0.0, 2.0, "sampling temperature of votes"),
+    whole("judge.llm.tokens_max", 256.0, 16.0, 8192.0, "tokens of one vote"),
+    whole("judge.llm.timeout_ms", 30_000.0, 100.0, 600_000.0, "ms after which a vote is lost"),
+    whole("judge.hint.chars_min", 10.0, 1.0, 10_000.0, "shorter hints are dropped"),
+    whole("judge.hint.chars_max", 400.0, 10.0, 10_000.0, "longer hints are dropped"),
+    whole("judge.hint.count_max", 3.0, 1.0, 16.0, "hints kept per turn, shortest first"),
+    // gates/*.toml
+    real("gate.margin", 0.02, -10.0, 10.0, "nats per token that the candidate must gain on held-out hinted replies"),
+    real("gate.neutral_kl_max", 0.5, 0.0, 100.0, "nats per token between candidate and base on the neutral prompts"),
+    real("gate.repetition_max", 0.35, 0.0, 1.0, "share of repeated 4-grams in the candidate's replies"),
+    real("gate.ended_share_min", 0.5, 0.0, 1.0, "share of replies that end by themselves, or the incumbent's share if that is lower"),
+    whole("gate.reply_tokens_max", 96.0, 1.0, 8192.0, "tokens of a reply"),
+    whole("gate.replies", 2.0, 1.0, 64.0, "replies per prompt"),
+];
+
+/// Checks numbers of one file against the table and fills in defaults.
+pub(super) struct Checker<'a> {
+    pub file: &'a str,
+}
+
+impl Checker<'_> {
+    /// The value, or the default. Error: out of range, not whole, or not a number.
+    pub fn real(&self, key: &'static str, given: Option<f64>) -> Result<f64, PolicyError> {
+        let Some(limit) = LIMITS.iter().find(|limit| limit.key == key) else {
+            let allowed = "a key of the table of limits".to_owned();
+            return Err(self.refuse(key, "is not in the table", allowed));
+        };
+        let value = given.unwrap_or(limit.default);
+        let whole = !limit.whole || value.fract() == 0.0;
+        // A NaN fails both comparisons.
+        if value >= limit.min && value <= limit.max && whole {
+            return Ok(value);
+        }
+        let kind = if limit.whole { "a whole number" } else { "a number" };
+        let (min, max, default) = (limit.min, limit.max, limit.default);
+        let allowed = format!("{kind} from {min} to {max} (default {default})");
+        Err(self.refuse(key, &value.to_string(), allowed))
+    }
+
+    /// As [`Checker::real`] for a count.
+    pub fn count(&self, key: &'static str, given: Option<f64>) -> Result<usize, PolicyError> {
+        // In range by the table, so the cast is exact.
+        Ok(self.real(key, given)? as usize)
+    }
+
+    /// As [`Checker::real`] for bytes, milliseconds and seeds.
+    pub fn long(&self, key: &'static str, given: Option<f64>) -> Result<u64, PolicyError> {
+        Ok(self.real(key, given)? as u64)
+    }
+
+    /// The error for a value that is not allowed.
+    pub fn refuse(&self, key: &str, found: &str, allowed: String) -> PolicyError {
+        let (file, key, found) = (self.file.to_owned(), key.to_owned(), found.to_owned());
+        PolicyError::Invalid { file, key, found, allowed }
+    }
+
+    /// Checks that `low <= high` for two settings of the same file.
+    pub fn ordered(&self, low: (&str, f64), high: (&str, f64)) -> Result<(), PolicyError> {
+        if low.1 <= high.1 {
+            return Ok(());
+        }
+        Err(self.refuse(low.0, &low.1.to_string(), format!("at most {} = {}", high.0, high.1)))
+    }
+}

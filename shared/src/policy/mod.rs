@@ -1,0 +1,244 @@
+//! What is learned, from whom, and how: TOML files, one per route, judge and gate.
+//!
+//! ```text
+//! policies/routes/<name>.toml   what a route matches, its learning mode, alias, limits, judge and gate
+//! policies/judges/<name>.toml   rules, the LLM judge and its prompt, hints
+//! policies/gates/<name>.toml    what a candidate must show
+//! ```
+//! Files are read raw (unknown keys refused) and turned into checked values; every number has its default and range in
+//! [`LIMITS`]. A set is loaded whole or not at all, and swapped by [`PolicyWatch`].
+//!
+//! Invariant: a `PolicySet` is complete (every judge and gate that a route names exists) and never changes.
+
+mod builtin;
+mod gate;
+mod judge;
+mod limits;
+mod route;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+pub use builtin::{builtin_files, install_builtin};
+pub use gate::GatePolicy;
+pub use judge::{HintMode, HintPolicy, JudgePolicy, LlmJudge, Pattern, RuleHit, Rules};
+pub use limits::{LIMITS, Limit};
+pub use route::{
+    CapturePolicy, RouteMatch, RoutePolicy, RoundPolicy, StopPolicy, Teacher, TrainPolicy,
+};
+pub use watch::PolicyWatch;
+
+/// Most files in one policy directory.
+pub const FILES_MAX: usize = 1_000;
+/// Largest policy file, bytes.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Why a set of policies was not accepted. The set that was loaded before stays.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PolicyError {
+    /// A file or directory could not be read.
+    #[error("{file}: {problem}")]
+    Io {
+        /// The file, relative to the policy directory.
+        file: String,
+        /// What the system said.
+        problem: String,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("{file}, line {line}: {problem}")]
+    Syntax {
+        /// The file, relative to the policy directory.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, with the keys that are allowed there.
+        problem: String,
+    },
+    /// A value that is not allowed.
+    #[error("{file}: `{key}` is {found}; allowed: {allowed}")]
+    Invalid {
+        /// The file, relative to the policy directory.
+        file: String,
+        /// The key, with its sections.
+        key: String,
+        /// The value that was found.
+        found: String,
+        /// What would be accepted.
+        allowed: String,
+    },
+}
+
+/// All policies, checked, as of one moment.
+#[derive(Debug, Clone)]
+pub struct PolicySet {
+    /// Hash of all files; recorded on every turn.
+    pub version: u64,
+    /// Routes by priority, highest first, then by name.
+    pub routes: Vec<Arc<RoutePolicy>>,
+    /// Judges by name.
+    pub judges: BTreeMap<String, Arc<JudgePolicy>>,
+    /// Gates by name.
+    pub gates: BTreeMap<String, Arc<GatePolicy>>,
+}
+
+impl PolicySet {
+    /// Reads `routes/`, `judges/` and `gates/` under `dir`. Files that do not end in `.toml` are ignored.
+    pub fn load(dir: &Path) -> Result<Self, PolicyError> {
+        let mut files = Vec::new();
+        for section in ["gates", "judges", "routes"] {
+            read_section(dir, section, &mut files)?;
+        }
+        if files.is_empty() {
+            let problem = "holds no policy: expected routes/, judges/ and gates/ with .toml files".into();
+            return Err(PolicyError::Io { file: dir.display().to_string(), problem });
+        }
+        Self::from_files(files.iter().map(|(path, text)| (path.as_str(), text.as_str())))
+    }
+
+    /// The set that is compiled in.
+    pub fn builtin() -> Result<Self, PolicyError> {
+        Self::from_files(builtin_files().iter().copied())
+    }
+
+    /// A set from `(path, text)` pairs with paths like `routes/chat.toml`, in any order.
+    pub fn from_files<'a>(
+        files: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, PolicyError> {
+        let mut files: Vec<_> = files.into_iter().collect();
+        files.sort_unstable();
+        let mut hasher = blake3::Hasher::new();
+        let (mut routes, mut judges, mut gates) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        for (path, text) in files {
+            for part in [path, text] {
+                hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+            }
+            let (section, name) = split_path(path)?;
+            match section {
+                "routes" => routes.push(Arc::new(RoutePolicy::parse(path, name, text)?)),
+                "judges" => {
+                    judges.insert(name.to_owned(), Arc::new(JudgePolicy::parse(path, name, text)?));
+                }
+                _ => {
+                    gates.insert(name.to_owned(), Arc::new(GatePolicy::parse(path, name, text)?));
+                }
+            }
+        }
+        routes.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.name.cmp(&b.name)));
+        for route in &routes {
+            check_name(route, "judge", &route.judge, judges.keys())?;
+            check_name(route, "gate", &route.gate, gates.keys())?;
+        }
+        let hash = hasher.finalize();
+        let first = hash.as_bytes().first_chunk::<8>().copied().unwrap_or_default();
+        // SQLite and JSON readers hold signed or 53-bit numbers; 53 bits are plenty to tell sets apart.
+        let version = u64::from_le_bytes(first) >> 11;
+        Ok(Self { version, routes, judges, gates })
+    }
+
+    /// The route of a request. `path` is without the query; `headers` looks up a header by lower-case name.
+    pub fn route_for(
+        &self,
+        path: &str,
+        headers: &dyn Fn(&str) -> Option<String>,
+        tenant: &str,
+    ) -> Option<&Arc<RoutePolicy>> {
+        self.routes.iter().find(|route| route.matches.matches(path, headers, tenant))
+    }
+
+    /// A route by name.
+    pub fn route(&self, name: &str) -> Option<&Arc<RoutePolicy>> {
+        self.routes.iter().find(|route| route.name == name)
+    }
+
+    /// The judge of a route; present for every route of this set.
+    pub fn judge_of(&self, route: &RoutePolicy) -> Option<&Arc<JudgePolicy>> {
+        self.judges.get(&route.judge)
+    }
+
+    /// The gate of a route; present for every route of this set.
+    pub fn gate_of(&self, route: &RoutePolicy) -> Option<&Arc<GatePolicy>> {
+        self.gates.get(&route.gate)
+    }
+}
+
+fn check_name<'a>(
+    route: &RoutePolicy,
+    key: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a String>,
+) -> Result<(), PolicyError> {
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    if known.contains(&name) {
+        return Ok(());
+    }
+    Err(PolicyError::Invalid {
+        file: format!("routes/{}.toml", route.name),
+        key: key.to_owned(),
+        found: format!("\"{name}\""),
+        allowed: format!("the name of a file in {key}s/: {}", known.join(", ")),
+    })
+}
+
+/// `routes/chat.toml` → (`routes`, `chat`).
+fn split_path(path: &str) -> Result<(&str, &str), PolicyError> {
+    let parts = path.strip_suffix(".toml").and_then(|stem| stem.split_once('/'));
+    let known = |(section, name): &(&str, &str)| {
+        matches!(*section, "routes" | "judges" | "gates") && crate::registry::valid_name(name)
+    };
+    parts.filter(known).ok_or_else(|| PolicyError::Io {
+        file: path.to_owned(),
+        problem: "a policy is routes/NAME.toml, judges/NAME.toml or gates/NAME.toml; NAME is 1 to 64 \
+                  of A-Z a-z 0-9 . _ -"
+            .to_owned(),
+    })
+}
+
+fn read_section(
+    dir: &Path,
+    section: &str,
+    files: &mut Vec<(String, String)>,
+) -> Result<(), PolicyError> {
+    let problem = |file: String| {
+        move |error: std::io::Error| PolicyError::Io { file, problem: error.to_string() }
+    };
+    let entries = match fs::read_dir(dir.join(section)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(problem(section.to_owned()))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(problem(section.to_owned()))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.ends_with(".toml") || name.starts_with('.') {
+            continue;
+        }
+        let file = format!("{section}/{name}");
+        let size = fs::metadata(&path).map_err(problem(file.clone()))?.len();
+        if size > FILE_BYTES_MAX || files.len() >= FILES_MAX {
+            let problem =
+                format!("at most {FILES_MAX} files of at most {FILE_BYTES_MAX} bytes are read");
+            return Err(PolicyError::Io { file, problem });
+        }
+        let text = fs::read_to_string(&path).map_err(problem(file.clone()))?;
+        files.push((file, text));
+    }
+    Ok(())
+}
+
+/// Reads TOML into a raw type; the error says the line and, for an unknown key, the keys that are allowed.
+fn parse_toml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, PolicyError> {
+    toml::from_str(text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let line = text.bytes().take(start).filter(|b| *b == b'\n').count() + 1;
+        PolicyError::Syntax { file: file.to_owned(), line, problem: error.message().to_owned() }
+    })
+}
+
+/// First 12 hex digits of a text's hash: the version of one judge or gate.
+fn short_hash(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().chars().take(12).collect()
+}
