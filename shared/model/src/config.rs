@@ -307,3 +307,6 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigErr
     serde_json::from_slice(&bytes)
         .map_err(|source| ConfigError::Json { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests;

@@ -247,9 +247,9 @@ fn make_once(
         std::fs::rename(&out, &target).map_err(failed)?;
         sync_dir(models_dir)
     });
-    std::fs::remove_dir_all(&work)
-        .map_err(failed)
-        .or_else(|e| made.is_err().then_some(()).ok_or(e))?;
+    if let Err(error) = std::fs::remove_dir_all(&work) {
+        tracing::warn!(path = %work.display(), %error, "left for the next run to sweep");
+    }
     made.map(|()| target)
 }
 

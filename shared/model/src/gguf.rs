@@ -223,4 +223,4 @@ fn write_json(path: &Path, value: &Value) -> Result<(), GgufError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

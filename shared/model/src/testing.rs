@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
 use crate::config::{Family, ModelConfig};
-use crate::lora::Proj;
+use crate::lora::{Lora, Proj, Side};
 
 /// Merges of the tiny vocabulary; each makes one more token.
 const MERGES: [(&str, &str); 5] = [("Ġ", "t"), ("h", "e"), ("i", "n"), ("r", "e"), ("Ġt", "he")];
@@ -62,6 +62,19 @@ pub fn tiny_model_of(
     let config = ModelConfig::from_dir(path)?;
     std::fs::write(path.join("model.safetensors"), weights(&config, seed)?)?;
     Ok(path.to_owned())
+}
+
+/// An adapter whose B is not zero, as after some training, so that every tensor matters.
+#[must_use]
+pub fn random_lora(config: &ModelConfig, rank: usize, alpha: f64, seed: u64) -> Lora {
+    let mut lora = Lora::init(config, rank, alpha, seed);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_add(1));
+    lora.for_each_tensor_mut(|_, _, side, values| {
+        if side == Side::B {
+            values.iter_mut().for_each(|v| *v = rng.random_range(-0.1..0.1));
+        }
+    });
+    lora
 }
 
 fn config_json(family: Family, tied: bool) -> Value {

@@ -243,3 +243,6 @@ fn read_error(path: &Path, source: std::io::Error) -> WeightsError {
 fn malformed(path: &Path, reason: impl ToString) -> WeightsError {
     WeightsError::Malformed { path: path.to_owned(), reason: reason.to_string() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,153 @@
-//! Filled in below.
+//! Templates as models publish them, and messages as clients send them.
+
+use serde_json::json;
+
+use super::*;
+
+/// The kind of template that Qwen 2.5 and Hermes publish, shortened.
+const WITH_TOOLS: &str = r#"
+{%- if tools %}
+    {{- '<|im_start|>system\n# Tools\n' }}
+    {%- for tool in tools %}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' and message.tool_calls %}
+        {{- '<|im_start|>assistant' }}
+        {%- if message.content %}{{- '\n' + message.content }}{%- endif %}
+        {%- for call in message.tool_calls %}
+            {{- '\n<tool_call>' + call.function.name + ' ' + call.function.arguments }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content.strip() + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"#;
+
+fn load(config: Value) -> Result<ChatTemplate, ChatError> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    ChatTemplate::from_dir(dir.path())
+}
+
+fn template(text: &str) -> ChatTemplate {
+    load(json!({"chat_template": text, "bos_token": "<s>", "eos_token": {"content": "</s>"}}))
+        .unwrap()
+}
+
+fn user(text: &str) -> Value {
+    json!({"role": "user", "content": text})
+}
+
+#[test]
+fn blocks_are_trimmed_as_transformers_trims_them() {
+    let text = "{% for m in messages %}\n    {% if true %}\n{{ m['content'] }}\n    {% endif %}\n\
+                {% endfor %}\nend\n";
+    assert_eq!(template(text).render(&[user("a"), user("b")], None, false).unwrap(), "a\nb\nend");
+}
+
+#[test]
+fn special_tokens_and_the_generation_prompt_are_there() {
+    let text = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}\
+                {% if add_generation_prompt %}>{% endif %}";
+    assert_eq!(template(text).render(&[user("x")], None, true).unwrap(), "<s>x</s>>");
+    assert_eq!(template(text).render(&[user("x")], None, false).unwrap(), "<s>x</s>");
+    assert_eq!(template(text).eos_token(), Some("</s>"));
+}
+
+#[test]
+fn python_methods_and_reversed_lists_work() {
+    let text = "{% for m in messages[::-1] %}{{ m.content.upper().split('-')[0].strip() }},\
+                {% endfor %}{{ messages[0].get('name', 'none') }}";
+    let messages = [user("a -1"), user("b -2")];
+    assert_eq!(template(text).render(&messages, None, false).unwrap(), "B,A,none");
+}
+
+#[test]
+fn a_template_can_refuse_messages_and_its_words_are_passed_on() {
+    let text = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}\
+                {% endif %}ok";
+    let error = template(text).render(&[user("x")], None, false).unwrap_err().to_string();
+    assert!(error.contains("system first"), "{error}");
+}
+
+#[test]
+fn thinking_is_on_and_today_is_known_as_in_the_engine() {
+    let text = "{{ enable_thinking }} {{ strftime_now('%Y') | length }} {{ date_string | length }}";
+    let rendered = template(text).render(&[], None, false).unwrap();
+    assert!(rendered.starts_with("True 4 "), "{rendered}");
+}
+
+#[test]
+fn tools_and_tool_calls_are_rendered() {
+    let tools = json!([{"type": "function", "function": {"name": "now", "parameters": {}}}]);
+    let call = json!({"id": "1", "type": "function",
+                      "function": {"name": "now", "arguments": "{\"zone\":\"UTC\"}"}});
+    let messages = [
+        user(" time? "),
+        json!({"role": "assistant", "content": null, "tool_calls": [call]}),
+        json!({"role": "tool", "tool_call_id": "1", "content": "12:00"}),
+    ];
+    let rendered = template(WITH_TOOLS).render(&messages, Some(&tools), true).unwrap();
+    assert!(rendered.starts_with("<|im_start|>system\n# Tools\n{"), "{rendered}");
+    assert!(rendered.contains("\"name\":\"now\""), "{rendered}");
+    assert!(rendered.ends_with(
+        "<|im_start|>user\ntime?<|im_end|>\n<|im_start|>assistant\n<tool_call>now \
+         {\"zone\":\"UTC\"}<|im_end|>\n<|im_start|>tool\n12:00<|im_end|>\n<|im_start|>assistant\n"
+    ));
+    let without = template(WITH_TOOLS).render(&messages[..1], Some(&json!([])), false).unwrap();
+    assert_eq!(without, "<|im_start|>user\ntime?<|im_end|>\n");
+}
+
+#[test]
+fn content_is_always_text() {
+    let parts = json!({"role": "user", "content": [
+        {"type": "text", "text": "one"}, {"type": "image_url", "image_url": {"url": "x"}},
+        {"type": "text", "text": "two"},
+    ]});
+    assert_eq!(normalise(&parts, true)["content"], "one\ntwo");
+    let call = json!({"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]});
+    assert_eq!(normalise(&call, true)["content"], "");
+    assert_eq!(normalise(&call, false)["content"], "[{\"name\":\"f\"}]");
+    assert_eq!(normalise(&json!({"role": "user"}), true)["content"], "");
+    assert_eq!(normalise(&user("x"), true), user("x"));
+}
+
+#[test]
+fn named_templates_are_chosen_by_the_presence_of_tools() {
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let both = load(json!({"chat_template": [
+        {"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"},
+    ]}))
+    .unwrap();
+    assert_eq!(both.render(&[], None, false).unwrap(), "plain");
+    assert_eq!(both.render(&[], Some(&tools), false).unwrap(), "tools");
+    let rag = load(json!({"chat_template": [
+        {"name": "default", "template": "plain"}, {"name": "rag", "template": "rag"},
+    ]}))
+    .unwrap();
+    assert!(matches!(rag.render(&[], Some(&tools), false), Err(ChatError::NoTools)));
+}
+
+#[test]
+fn a_separate_template_file_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({"chat_template": "old"}).to_string();
+    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    std::fs::write(dir.path().join("chat_template.jinja"), "new").unwrap();
+    let template = ChatTemplate::from_dir(dir.path()).unwrap();
+    assert_eq!(template.render(&[], None, false).unwrap(), "new");
+    assert!(template.mentions("new") && !template.mentions("old"));
+}
+
+#[test]
+fn missing_and_broken_templates_are_refused() {
+    assert!(matches!(load(json!({})), Err(ChatError::NoTemplate(_))));
+    assert!(matches!(load(json!({"chat_template": "{% if"})), Err(ChatError::Template(_))));
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(ChatTemplate::from_dir(dir.path()), Err(ChatError::Read { .. })));
+}
