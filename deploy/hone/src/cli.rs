@@ -224,8 +224,8 @@ pub struct BackendArgs {
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8082")]
     pub listen: SocketAddr,
-    /// Generations kept loaded at most, besides the base model.
-    #[arg(long, default_value_t = 3)]
+    /// Engines held in memory at once: the base model, adapter generations, and those still draining.
+    #[arg(long, default_value_t = 4)]
     pub residents_max: usize,
     /// Sequences decoded at the same time.
     #[arg(long, default_value_t = 16)]

@@ -15,7 +15,7 @@ const PREFIX_CHARS_MIN: usize = 6;
 /// Runs `hone rollback`.
 pub fn run(args: &RollbackArgs) -> anyhow::Result<()> {
     let data = data_dir(&args.data)?;
-    let registry = Registry::open(&data.registry_dir())?;
+    let registry = Registry::open(data.registry_dir())?;
     let before = registry.alias(&args.alias)?;
     let target = target(&registry, args, &before.previous)?;
     let after = registry
@@ -49,8 +49,8 @@ fn target(
             Err(UsageError(format!("{prefix:?} is too short to name a generation")).into())
         }
         prefix => {
-            let mut matching = registry.list()?;
-            matching.retain(|generation| generation.as_str().starts_with(prefix));
+            let all = registry.list()?.into_iter().map(|found| found.generation);
+            let mut matching: Vec<_> = all.filter(|g| g.as_str().starts_with(prefix)).collect();
             match matching.len() {
                 1 => Ok(matching.remove(0)),
                 0 => Err(UsageError(format!("no generation begins with {prefix}")).into()),

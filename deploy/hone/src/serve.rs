@@ -6,7 +6,7 @@
 use std::io::Read;
 
 use anyhow::Context;
-use hone_shared::data_dir::DataDir;
+use hone_shared::data_dir::{DataDir, RunFile};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{BackendArgs, DataArgs, ProxyArgs, TrainerArgs};
@@ -29,12 +29,12 @@ pub fn data_dir(args: &DataArgs) -> anyhow::Result<DataDir> {
 /// Runs `hone proxy` until SIGTERM or SIGINT, then drains.
 pub fn proxy(args: ProxyArgs) -> anyhow::Result<()> {
     end_with_stdin(args.supervised);
-    let mut config =
-        hone_proxy::ProxyConfig::new(data_dir(&args.data)?, args.listen, args.admin, &args.engine)?;
+    let data = data_dir(&args.data)?;
+    let upstream = hone_proxy::Upstream::parse(&args.engine)
+        .with_context(|| format!("--engine {}", args.engine))?;
+    let mut config = hone_proxy::ProxyConfig::new(data, args.listen, args.admin, upstream);
     config.grace_ms = args.grace_ms;
-    if args.threads > 0 {
-        config.threads = args.threads;
-    }
+    config.threads = args.threads;
     hone_proxy::run(config).context("the proxy stopped")
 }
 
@@ -44,8 +44,10 @@ pub fn trainer(args: TrainerArgs) -> anyhow::Result<()> {
     if let Err(error) = os::lower_priority(args.nice) {
         tracing::warn!(%error, "cannot lower the priority; training competes with serving");
     }
+    let data = data_dir(&args.data)?;
+    write_run_file(&data, "trainer", String::new())?;
     let config = hone_trainer::TrainerConfig {
-        data: data_dir(&args.data)?,
+        data,
         model_dir: args.model_dir,
         engine_url: args.engine,
         proxy_admin: args.proxy_admin,
@@ -63,12 +65,20 @@ pub fn backend(args: BackendArgs) -> anyhow::Result<()> {
     let model_id = args.model_id.unwrap_or_else(|| model::name_of(&args.model_dir));
     let mut config = hone_backend::BackendConfig::new(args.model_dir, model_id, args.listen);
     config.registry = Some(data.registry_dir());
-    config.run_file = Some(data.run_file("backend"));
+    write_run_file(&data, "backend", args.listen.to_string())?;
     config.residents_max = args.residents_max;
     config.sequences_max = args.sequences_max;
     runtime()?.block_on(async {
         hone_backend::run(config, shutdown_signal()).await.context("the engine stopped")
     })
+}
+
+/// Says which process this is and where it listens, for `hone status` and for whoever must find it.
+fn write_run_file(data: &DataDir, name: &str, address: String) -> anyhow::Result<()> {
+    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let started_ms = i64::try_from(started.as_millis())?;
+    let run = RunFile { pid: std::process::id(), address, admin_address: None, started_ms };
+    run.write(data, name).with_context(|| format!("cannot write the run file of {name}"))
 }
 
 /// A runtime for one of the servers.

@@ -73,7 +73,7 @@ async fn proxy_status(data: &DataDir) -> Value {
 }
 
 fn routes(data: &DataDir, store: Option<&Store>) -> anyhow::Result<Value> {
-    let registry = Registry::open(&data.registry_dir())?;
+    let registry = Registry::open(data.registry_dir())?;
     let policies = match PolicySet::load(&data.policies_dir()) {
         Ok(set) => set,
         Err(error) => return Ok(json!({"error": error.to_string()})),

@@ -71,7 +71,7 @@ impl Bench {
         let config = ModelConfig::from_dir(dir)?;
         let mut lora = Lora::init(&config, RANK, ALPHA, 17);
         // B starts at zero, which would make half of the adapter's work trivial.
-        lora.for_each_tensor_mut(&mut |_, values: &mut [f32]| {
+        lora.for_each_tensor_mut(|_, _, _, values| {
             values.iter_mut().filter(|v| **v == 0.0).for_each(|v| *v = 1e-3);
         });
         Ok(Bench { compute: CpuCompute::new(dir, threads)?, lora, vocabulary: config.vocab })

@@ -126,7 +126,7 @@ struct Story<'a> {
 
 impl<'a> Story<'a> {
     fn new(args: &'a DemoArgs, data: DataDir, base_url: &str) -> anyhow::Result<Story<'a>> {
-        let registry = Registry::open(&data.registry_dir())?;
+        let registry = Registry::open(data.registry_dir())?;
         let client = Client::new(base_url, &args.model_name())?;
         Ok(Story { args, data, client, registry, corrections: 0, asked: 0, first_wave: Vec::new() })
     }
