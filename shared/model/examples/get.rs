@@ -1,4 +1,4 @@
-//! Obtains a model into a directory: `cargo run --release -p hone-model --example get -- SOURCE DIR`.
+//! Obtains a model: `cargo run --release -p hone-model --example get -- SOURCE MODELS_DIR`.
 
 use std::path::Path;
 

@@ -181,14 +181,14 @@ impl ModelConfig {
         refuse_unsupported(&raw, family)?;
         let heads = raw.num_attention_heads;
         let kv_heads = raw.num_key_value_heads.unwrap_or(heads);
-        if heads == 0 || kv_heads == 0 || heads % kv_heads != 0 {
+        if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(ConfigError::Unsupported(format!(
                 "{heads} query heads cannot share {kv_heads} key heads"
             )));
         }
         let head_dim = raw.head_dim.unwrap_or(raw.hidden_size / heads);
         let sizes = [raw.hidden_size, raw.num_hidden_layers, raw.intermediate_size, raw.vocab_size];
-        if sizes.contains(&0) || head_dim == 0 || head_dim % 2 != 0 {
+        if sizes.contains(&0) || head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(ConfigError::Unsupported(format!(
                 "sizes must be positive and head_dim even (sizes {sizes:?}, head_dim {head_dim})"
             )));

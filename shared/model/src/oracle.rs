@@ -35,6 +35,9 @@ pub enum OracleError {
     Input(String),
 }
 
+/// Moves a tensor of a checked shape out of the weights.
+type Take<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor, OracleError> + 'a;
+
 struct Layer {
     input_norm: Tensor,
     post_norm: Tensor,
@@ -253,11 +256,7 @@ impl CandleLlama {
 }
 
 impl Layer {
-    fn take(
-        config: &ModelConfig,
-        index: usize,
-        take: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor, OracleError>,
-    ) -> Result<Layer, OracleError> {
+    fn take(config: &ModelConfig, index: usize, take: &mut Take<'_>) -> Result<Layer, OracleError> {
         let name = |suffix: &str| format!("model.layers.{index}.{suffix}");
         let mut weights = Vec::with_capacity(7);
         let mut biases = [const { None }; 7];

@@ -11,8 +11,19 @@ use super::{GgufError, Source};
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 
-const WORDS_LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const WORDS_QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// How Llama 3 cuts text into words: digits by up to three.
+const WORDS_LLAMA3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+/// How Qwen 2 does: digits one by one.
+const WORDS_QWEN2: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+/// A token's id and how `tokenizer.json` describes it.
+type AddedToken = (usize, Map<String, Value>);
 
 /// The content of `tokenizer.json`.
 pub(super) fn tokenizer(source: &Source) -> Result<Value, GgufError> {
@@ -94,10 +105,7 @@ pub(super) fn tokenizer_config(source: &Source) -> Result<Value, GgufError> {
 }
 
 /// Control and user-defined tokens with their ids, ascending.
-fn added_tokens(
-    source: &Source,
-    tokens: &[&str],
-) -> Result<Vec<(usize, Map<String, Value>)>, GgufError> {
+fn added_tokens(source: &Source, tokens: &[&str]) -> Result<Vec<AddedToken>, GgufError> {
     let key = "tokenizer.ggml.token_type";
     let kinds = source.array(key)?;
     if kinds.len() != tokens.len() {
