@@ -1,0 +1,159 @@
+//! The same figures as [`super::status`], as Prometheus text (format 0.0.4).
+//!
+//! Invariant: labels are bounded: routes come from policy files, everything else from fixed lists.
+
+use std::fmt::Write;
+
+use super::counters::Histogram;
+use super::{Operator, status};
+
+/// All metrics.
+pub fn render(operator: &Operator) -> String {
+    let status = status::of(operator);
+    let mut page = Page::default();
+    page.one(
+        "hone_turns_total",
+        "counter",
+        "Requests that a policy wanted recorded.",
+        status.counters.requests,
+    );
+    page.one("hone_turns_stored_total", "counter", "Turns in the store.", status.counters.stored);
+    page.head("hone_turns_dropped_total", "counter", "Turns that were not recorded, by reason.");
+    for (reason, count) in &status.counters.dropped {
+        page.labelled("hone_turns_dropped_total", &[("reason", reason)], *count);
+    }
+    page.one(
+        "hone_turns_pending",
+        "gauge",
+        "Turns on their way to the store.",
+        status.counters.pending,
+    );
+    page.one(
+        "hone_turns_in_flight",
+        "gauge",
+        "Recorded exchanges that have not ended.",
+        status.counters.in_flight,
+    );
+    page.one(
+        "hone_turns_responses_cut_total",
+        "counter",
+        "Turns stored without the body of their answer, for want of room.",
+        status.counters.responses_cut,
+    );
+    page.one(
+        "hone_turns_adopted_total",
+        "counter",
+        "Turns of dead proxies stored here.",
+        status.counters.adopted,
+    );
+    page.one(
+        "hone_requests_total",
+        "counter",
+        "Requests on the data listener.",
+        status.http.requests,
+    );
+    page.one("hone_requests_in_flight", "gauge", "Requests now.", status.http.in_flight);
+    page.one(
+        "hone_upstream_retries_total",
+        "counter",
+        "Requests sent to the engine again.",
+        status.http.retries,
+    );
+    page.head("hone_requests_ended_total", "counter", "Ended requests by outcome.");
+    for (outcome, count) in &status.http.outcomes {
+        page.labelled("hone_requests_ended_total", &[("outcome", outcome)], *count);
+    }
+    page.head(
+        "hone_faults_total",
+        "counter",
+        "Requests answered by the proxy itself, by error code.",
+    );
+    for (code, count) in operator.counters.faults() {
+        page.labelled("hone_faults_total", &[("code", code)], count);
+    }
+    page.histogram(
+        "hone_response_head_seconds",
+        "From arrival to the engine's response head.",
+        &operator.counters.first_byte,
+    );
+    page.histogram("hone_request_seconds", "From arrival to the end.", &operator.counters.duration);
+    page.one(
+        "hone_capture_bytes",
+        "gauge",
+        "Bytes that captures in flight hold.",
+        operator.recorder.budget().held(),
+    );
+    page.one("hone_spool_bytes", "gauge", "Bytes of the spool on disk.", status.spool_bytes);
+    page.one(
+        "hone_spool_degraded",
+        "gauge",
+        "1 while the spool cannot be written or is full.",
+        u64::from(status.spool_degraded),
+    );
+    page.one(
+        "hone_ingest_lag_ms",
+        "gauge",
+        "Age of the oldest record not yet stored.",
+        status.ingest_lag_ms,
+    );
+    page.head("hone_route_generation", "gauge", "1 for the generation that a route serves.");
+    for route in &status.routes {
+        let labels = [
+            ("route", route.name.as_str()),
+            ("mode", route.mode.as_str()),
+            ("generation", &route.generation),
+        ];
+        page.labelled("hone_route_generation", &labels, 1);
+    }
+    page.0
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.head(name, kind, help);
+        self.labelled(name, &[], value);
+    }
+
+    fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        self.0.push_str(name);
+        for (at, (label, text)) in labels.iter().enumerate() {
+            let open = if at == 0 { '{' } else { ',' };
+            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.0, "{open}{label}=\"{text}\"");
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{close} {value}");
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, "histogram", help);
+        let (buckets, count, sum) = histogram.read();
+        let bucket = format!("{name}_bucket");
+        for (limit_ms, below) in buckets {
+            let limit = (limit_ms as f64 / 1000.0).to_string();
+            self.labelled(&bucket, &[("le", &limit)], below);
+        }
+        self.labelled(&bucket, &[("le", "+Inf")], count);
+        let _ = writeln!(self.0, "{name}_sum {sum}\n{name}_count {count}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Page;
+
+    #[test]
+    fn label_values_are_escaped() {
+        let mut page = Page::default();
+        page.labelled("m", &[("a", "x\"y\\z\n"), ("b", "c")], 7);
+        assert_eq!(page.0, "m{a=\"x\\\"y\\\\z\\n\",b=\"c\"} 7\n");
+    }
+}

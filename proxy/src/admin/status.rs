@@ -1,0 +1,141 @@
+//! The state of the proxy as JSON: what `hone status` prints and what the metrics are made of.
+//!
+//! Invariant: `requests = stored + dropped + pending` in every answer; figures are read in an order in which a turn that
+//! moves on meanwhile is counted as pending, never twice.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use hone_shared::turn::Mode;
+use serde::Serialize;
+
+use super::Operator;
+
+/// Answer of `GET /v1/status`.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Process id.
+    pub pid: u32,
+    /// Version of hone.
+    pub version: &'static str,
+    /// Whether a shutdown has begun.
+    pub draining: bool,
+    /// Version of the policies in force.
+    pub policy_version: u64,
+    /// Why changed policy files were not taken, if so.
+    pub policy_problem: Option<String>,
+    /// All routes, in the order in which they are matched.
+    pub routes: Vec<Route>,
+    /// Turns of this process.
+    pub counters: Turns,
+    /// Requests of this process, recorded or not.
+    pub http: Http,
+    /// Bytes of the spool on disk.
+    pub spool_bytes: u64,
+    /// Whether the spool cannot be written or has used up its quota; turns are dropped then.
+    pub spool_degraded: bool,
+    /// Age of the oldest record that the store does not have yet, milliseconds.
+    pub ingest_lag_ms: u64,
+}
+
+/// One route.
+#[derive(Debug, Serialize)]
+pub struct Route {
+    /// Name of its policy.
+    pub name: String,
+    /// Learning mode.
+    pub mode: Mode,
+    /// The alias that it serves in mode `learn`.
+    pub alias: String,
+    /// The generation that new requests are pinned to.
+    pub generation: String,
+}
+
+/// The books: `requests = stored + sum(dropped) + pending`.
+#[derive(Debug, Serialize)]
+pub struct Turns {
+    /// Requests that a policy wanted recorded.
+    pub requests: u64,
+    /// Turns in the store.
+    pub stored: u64,
+    /// Turns that were not recorded, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// Turns in flight, in the spool's queue, in the spool or in the ingest.
+    pub pending: u64,
+    /// Of those, exchanges that have not ended.
+    pub in_flight: u64,
+    /// Turns stored without the body of their answer, for want of room.
+    pub responses_cut: u64,
+    /// Turns of dead proxies that this process adopted into the store.
+    pub adopted: u64,
+}
+
+/// Requests on the data listener.
+#[derive(Debug, Serialize)]
+pub struct Http {
+    /// Since the start.
+    pub requests: u64,
+    /// Now.
+    pub in_flight: u64,
+    /// Sent to the engine again.
+    pub retries: u64,
+    /// Ended, by outcome.
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// Answered by the proxy itself, by error code.
+    pub faults: BTreeMap<&'static str, u64>,
+}
+
+/// Reads everything now.
+pub fn of(operator: &Operator) -> Status {
+    let snapshot = operator.watches.snapshot();
+    let routes = snapshot.policies.routes.iter().map(|policy| Route {
+        name: policy.name.clone(),
+        mode: policy.mode,
+        alias: policy.alias.clone(),
+        generation: match policy.mode.serves() {
+            true => snapshot.serving(&policy.alias).as_str().to_owned(),
+            false => "base".to_owned(),
+        },
+    });
+    let (ingest, spool) = (operator.ingest.stats(), operator.recorder.spool());
+    Status {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION"),
+        draining: operator.draining.load(Ordering::Acquire),
+        policy_version: snapshot.policies.version,
+        policy_problem: operator.watches.policy_problem(),
+        routes: routes.collect(),
+        counters: turns(operator),
+        http: Http {
+            requests: operator.counters.requests(),
+            in_flight: operator.counters.in_flight(),
+            retries: operator.counters.retries(),
+            outcomes: operator.counters.outcomes().collect(),
+            faults: operator.counters.faults().filter(|(_, n)| *n > 0).collect(),
+        },
+        spool_bytes: spool.disk_bytes,
+        spool_degraded: spool.degraded || spool.disk_full,
+        ingest_lag_ms: ingest.lag_ms,
+    }
+}
+
+/// The books. Ends of the way are read before its beginning, so that nothing is counted at both.
+fn turns(operator: &Operator) -> Turns {
+    let ingest = operator.ingest.stats();
+    let spool = operator.recorder.spool();
+    let mut dropped: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for (reason, count) in ingest.dropped.iter().chain(&spool.dropped) {
+        *dropped.entry(reason.as_str()).or_default() += count;
+    }
+    let requests = operator.recorder.opened_total();
+    let gone = ingest.stored + dropped.values().sum::<u64>();
+    Turns {
+        requests,
+        stored: ingest.stored,
+        dropped,
+        pending: requests.saturating_sub(gone),
+        in_flight: operator.recorder.in_flight(),
+        responses_cut: spool.bodies_cut,
+        adopted: ingest.adopted,
+    }
+}

@@ -1,0 +1,42 @@
+//! The door: which requests may pass, who sent them, and what an error looks like.
+//!
+//! * [`path`]: the engine's admin endpoints are out of reach. * [`headers`]: what is stripped, hidden and recorded.
+//! * [`reply`]: OpenAI-shaped answers of the proxy itself.
+//!
+//! Invariant: nothing that a client sends reaches an engine's adapter, pause or admin endpoints, or carries hone's own
+//! headers past this point.
+
+pub mod headers;
+pub mod path;
+pub mod reply;
+
+use http::header;
+use pingora::http::RequestHeader;
+
+use self::reply::Fault;
+
+/// What the door decided about a request that may pass.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Admission {
+    /// The client asked not to be learned from (`x-hone-learn: off`).
+    pub opted_out: bool,
+    /// Length of the body, where the client says it.
+    pub content_length: Option<u64>,
+    /// The connection will stop being HTTP (websocket); its bytes are nobody's turn.
+    pub upgrade: bool,
+}
+
+/// Decides about a request by its head, and takes hone's own headers off it. Errors: what to answer instead.
+pub fn admit(request: &mut RequestHeader, request_bytes_max: u64) -> Result<Admission, Fault> {
+    if path::is_admin(request.raw_path()) {
+        return Err(Fault::ADMIN_ROUTE);
+    }
+    let length = request.headers.get(header::CONTENT_LENGTH);
+    let content_length = length.and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
+    if content_length.is_some_and(|bytes: u64| bytes > request_bytes_max) {
+        return Err(Fault::BODY_TOO_LARGE);
+    }
+    let opted_out = headers::strip_own(request);
+    let upgrade = request.headers.contains_key(header::UPGRADE);
+    Ok(Admission { opted_out, content_length, upgrade })
+}

@@ -1,0 +1,152 @@
+//! What the proxy itself answers when it cannot pass a request on: OpenAI-shaped, and nothing about its inside.
+//!
+//! Invariant: every status and message that the proxy invents stands in this file; a message says what to do, and never
+//! holds text from an internal error.
+
+use bytes::Bytes;
+use http::header;
+use pingora::http::ResponseHeader;
+use pingora::prelude::*;
+use pingora::proxy::Session;
+use serde_json::json;
+
+/// An answer of the proxy's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// HTTP status.
+    pub status: u16,
+    /// `error.type`.
+    pub kind: &'static str,
+    /// `error.code`.
+    pub code: &'static str,
+    /// `error.message`: for people; says what to do.
+    pub message: &'static str,
+    /// `Retry-After`, seconds.
+    pub retry_after_s: Option<u8>,
+}
+
+const fn fault(
+    status: u16,
+    kind: &'static str,
+    code: &'static str,
+    message: &'static str,
+) -> Fault {
+    Fault { status, kind, code, message, retry_after_s: None }
+}
+
+impl Fault {
+    /// A client asked for an engine's admin endpoint.
+    pub const ADMIN_ROUTE: Self = fault(
+        403,
+        "permission_error",
+        "admin_route_blocked",
+        "This path manages the engine and is not available to clients. Operators: use hone's admin address instead.",
+    );
+    /// The request body is larger than the proxy passes on.
+    pub const BODY_TOO_LARGE: Self = fault(
+        413,
+        "invalid_request_error",
+        "request_too_large",
+        "The request body is larger than this proxy accepts. Send less, or ask the operator to raise the limit.",
+    );
+    /// The engine does not answer.
+    pub const ENGINE_UNAVAILABLE: Self = Self {
+        retry_after_s: Some(1),
+        ..fault(
+            502,
+            "server_error",
+            "engine_unavailable",
+            "The inference engine behind this proxy could not be reached or broke off. Retry shortly; operators: see \
+             whether it runs with `hone status`.",
+        )
+    };
+    /// The engine took too long.
+    pub const ENGINE_TIMEOUT: Self = Self {
+        retry_after_s: Some(1),
+        ..fault(
+            504,
+            "server_error",
+            "engine_timeout",
+            "The inference engine behind this proxy did not answer in time. Retry shortly, or ask for fewer tokens.",
+        )
+    };
+    /// The request cannot be passed on as it is.
+    pub const BAD_REQUEST: Self = fault(
+        400,
+        "invalid_request_error",
+        "malformed_request",
+        "The HTTP request could not be understood. Check its headers and how its body is framed.",
+    );
+    /// The client was too slow in sending its request.
+    pub const CLIENT_TIMEOUT: Self = fault(
+        408,
+        "invalid_request_error",
+        "request_timeout",
+        "The request body did not arrive in time. Send it again.",
+    );
+    /// Something in the proxy failed.
+    pub const INTERNAL: Self = fault(
+        500,
+        "server_error",
+        "proxy_error",
+        "The proxy could not handle this request. Retry; operators: the reason is in its log.",
+    );
+
+    /// The body, as JSON.
+    pub fn body(&self) -> Bytes {
+        let error = json!({
+            "message": self.message, "type": self.kind, "param": null, "code": self.code,
+        });
+        Bytes::from(json!({ "error": error }).to_string())
+    }
+
+    /// Sends it, unless a response has begun already. The connection is closed afterwards: the rest of a request body
+    /// that nobody read may still be on it.
+    pub async fn send(&self, session: &mut Session) -> Result<()> {
+        let body = self.body();
+        let mut head = ResponseHeader::build(self.status, Some(4))?;
+        head.insert_header(header::CONTENT_TYPE, "application/json")?;
+        head.insert_header(header::CONTENT_LENGTH, body.len())?;
+        if let Some(seconds) = self.retry_after_s {
+            head.insert_header(header::RETRY_AFTER, seconds.to_string())?;
+        }
+        session.downstream_session.write_error_response(head, body).await
+    }
+}
+
+/// Which answer an error of pingora's becomes; `None` when nobody is there to answer.
+pub fn for_error(error: &Error) -> Option<Fault> {
+    use pingora::{ErrorSource, ErrorType as E};
+    match (error.esource(), error.etype()) {
+        (_, E::HTTPStatus(413)) => Some(Fault::BODY_TOO_LARGE),
+        (_, E::HTTPStatus(400)) => Some(Fault::BAD_REQUEST),
+        (ErrorSource::Upstream, E::ReadTimedout | E::WriteTimedout | E::ConnectTimedout) => {
+            Some(Fault::ENGINE_TIMEOUT)
+        }
+        (ErrorSource::Upstream, _) => Some(Fault::ENGINE_UNAVAILABLE),
+        (
+            ErrorSource::Downstream,
+            E::WriteError | E::ReadError | E::ConnectionClosed | E::H2Error,
+        ) => None,
+        (ErrorSource::Downstream, E::ReadTimedout) => Some(Fault::CLIENT_TIMEOUT),
+        (ErrorSource::Downstream, E::WriteTimedout) => None,
+        (ErrorSource::Downstream, _) => Some(Fault::BAD_REQUEST),
+        _ => Some(Fault::INTERNAL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_the_shape_that_openai_clients_read() {
+        let body: serde_json::Value =
+            serde_json::from_slice(&Fault::ENGINE_UNAVAILABLE.body()).unwrap();
+        let error = body["error"].as_object().unwrap();
+        assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
+        assert_eq!(error["code"], "engine_unavailable");
+        assert!(error["param"].is_null());
+        assert!(!error["message"].as_str().unwrap().contains("  "));
+    }
+}

@@ -1,0 +1,213 @@
+//! What an operator can set, with every limit and its default in one table.
+//!
+//! Invariant: nothing else in this crate reads the environment or a literal limit; a queue, pool or wait that is not
+//! bounded here is a bug.
+
+use std::net::{IpAddr, SocketAddr};
+
+use hone_shared::data_dir::DataDir;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the upstream `{given}` cannot be used: {problem}")]
+pub struct UpstreamError {
+    given: String,
+    problem: &'static str,
+}
+
+/// The engine behind the proxy: scheme, host and port. Paths are the client's business and are never rewritten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Whether to speak TLS to it.
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl Upstream {
+    /// Reads `http://host[:port]` or `https://host[:port]`. Errors: another scheme, a path, a query, user data, no host.
+    pub fn parse(url: &str) -> Result<Self, UpstreamError> {
+        let fail = |problem| UpstreamError { given: url.to_owned(), problem };
+        let (tls, rest) = match url.split_once("://") {
+            Some(("http", rest)) => (false, rest),
+            Some(("https", rest)) => (true, rest),
+            _ => return Err(fail("write it as http://host:port or https://host:port")),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains(['/', '?', '#']) {
+            return Err(fail("leave the path away: clients send /v1/... themselves"));
+        }
+        if authority.contains('@') {
+            return Err(fail("it may not hold a user name or password"));
+        }
+        let (host, port) = split_port(authority).ok_or_else(|| fail("the port is not a number"))?;
+        if host.is_empty() {
+            return Err(fail("the host is missing"));
+        }
+        let port = port.unwrap_or(if tls { 443 } else { 80 });
+        Ok(Self { tls, host: host.to_owned(), port })
+    }
+
+    /// `host:port`, with brackets around an IPv6 address.
+    pub fn authority(&self) -> String {
+        match self.host.parse::<IpAddr>() {
+            Ok(IpAddr::V6(_)) => format!("[{}]:{}", self.host, self.port),
+            _ => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// The `Host` header to send, where the engine may be one of several behind a name; `None` keeps the client's own.
+    pub fn host_header(&self) -> Option<String> {
+        let by_name = self.host.parse::<IpAddr>().is_err() && self.host != "localhost";
+        let default_port = self.port == if self.tls { 443 } else { 80 };
+        by_name.then(|| if default_port { self.host.clone() } else { self.authority() })
+    }
+}
+
+/// Splits `host[:port]` and `[v6][:port]`; `None` when the port is not a number.
+fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
+    if let Some((host, rest)) = authority.strip_prefix('[').and_then(|a| a.split_once(']')) {
+        return match rest.strip_prefix(':') {
+            Some(port) => Some((host, Some(port.parse().ok()?))),
+            None => rest.is_empty().then_some((host, None)),
+        };
+    }
+    match authority.split_once(':') {
+        Some((host, port)) => Some((host, Some(port.parse().ok()?))),
+        None => Some((authority, None)),
+    }
+}
+
+/// Everything that [`crate::run`] needs.
+#[derive(Debug, Clone)]
+pub struct ProxyConfig {
+    /// The installation's data directory.
+    pub data: DataDir,
+    /// Where clients connect. Port 0 takes a free port; `run/proxy.json` says which.
+    pub listen: SocketAddr,
+    /// Where operators connect, with the token of `<data>/admin.token`.
+    pub admin: SocketAddr,
+    /// The engine.
+    pub upstream: Upstream,
+    /// How long a shutdown waits for open streams, milliseconds. It waits only while there are any.
+    pub grace_ms: u64,
+    /// Worker threads; 0 = one per core.
+    pub threads: usize,
+    /// All other bounds.
+    pub limits: Limits,
+}
+
+impl ProxyConfig {
+    /// A configuration with every default: grace 30 s, one thread per core.
+    pub fn new(data: DataDir, listen: SocketAddr, admin: SocketAddr, upstream: Upstream) -> Self {
+        let limits = Limits::default();
+        Self { data, listen, admin, upstream, grace_ms: 30_000, threads: 0, limits }
+    }
+}
+
+/// The bounds. Times in milliseconds, sizes in bytes.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Client connections at once; further ones wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// Concurrent streams on one HTTP/2 connection.
+    pub h2_streams_max: u32,
+    /// From accepting a connection to its first byte.
+    pub client_first_byte_ms: u64,
+    /// Between two reads of a request body.
+    pub client_read_ms: u64,
+    /// For one write to a client that does not read.
+    pub client_write_ms: u64,
+    /// How long an idle client connection stays open.
+    pub client_idle_ms: u64,
+    /// How long a closing connection still reads, so that the client gets the answer before the reset.
+    pub client_linger_ms: u64,
+    /// Largest request body; a larger one is answered with 413.
+    pub request_bytes_max: u64,
+    /// Connecting to the engine.
+    pub upstream_connect_ms: u64,
+    /// Between two reads from the engine; bounds the wait for a first token.
+    pub upstream_read_ms: u64,
+    /// For one write to the engine.
+    pub upstream_write_ms: u64,
+    /// How long an idle engine connection is kept. Seconds below the engine's own keep-alive (uvicorn: 5 s), or
+    /// requests race against its close.
+    pub upstream_idle_ms: u64,
+    /// Idle engine connections per thread.
+    pub upstream_idle_max: usize,
+    /// How often a request may be sent upstream.
+    pub upstream_attempts_max: usize,
+    /// Bodies up to this size can be replayed, so they may use a pooled connection (pingora's retry buffer).
+    pub upstream_replay_bytes_max: u64,
+    /// How often the engine's name is resolved again.
+    pub upstream_resolve_ms: u64,
+    /// Bytes that all captures in flight may hold together; beyond it captures are cut and marked.
+    pub capture_bytes_max: u64,
+    /// How often policy files and aliases are looked at.
+    pub watch_ms: u64,
+    /// How long the ingest may take to empty the spool at shutdown.
+    pub ingest_drain_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 8192,
+            h2_streams_max: 100,
+            client_first_byte_ms: 60_000,
+            client_read_ms: 60_000,
+            client_write_ms: 60_000,
+            client_idle_ms: 60_000,
+            client_linger_ms: 1_000,
+            request_bytes_max: 64 << 20,
+            upstream_connect_ms: 2_000,
+            upstream_read_ms: 600_000,
+            upstream_write_ms: 60_000,
+            upstream_idle_ms: 2_000,
+            upstream_idle_max: 128,
+            upstream_attempts_max: 3,
+            upstream_replay_bytes_max: 64 << 10,
+            upstream_resolve_ms: 5_000,
+            capture_bytes_max: 256 << 20,
+            watch_ms: 500,
+            ingest_drain_ms: 10_000,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_is_a_scheme_a_host_and_a_port() {
+        let plain = Upstream::parse("http://127.0.0.1:8000/").unwrap();
+        assert_eq!(plain, Upstream { tls: false, host: "127.0.0.1".to_owned(), port: 8000 });
+        assert_eq!(plain.host_header(), None, "an address keeps the client's Host");
+        let named = Upstream::parse("https://engine.example").unwrap();
+        assert_eq!((named.port, named.host_header().as_deref()), (443, Some("engine.example")));
+        let six = Upstream::parse("http://[::1]:9").unwrap();
+        assert_eq!(six.authority(), "[::1]:9");
+        assert_eq!(
+            Upstream::parse("http://engine:8000").unwrap().host_header().unwrap(),
+            "engine:8000"
+        );
+    }
+
+    #[test]
+    fn an_upstream_that_cannot_be_used_says_why() {
+        for (given, word) in [
+            ("127.0.0.1:8000", "http://host:port"),
+            ("ftp://x", "http://host:port"),
+            ("http://x/v1", "path"),
+            ("http://u:p@x", "password"),
+            ("http://:80", "host"),
+            ("http://x:http", "number"),
+        ] {
+            let text = Upstream::parse(given).unwrap_err().to_string();
+            assert!(text.contains(word) && text.contains(given), "{text}");
+        }
+    }
+}

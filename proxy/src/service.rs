@@ -1,0 +1,280 @@
+//! The flow of a request, as pingora's hooks in the order in which they run: admit → route → tap → upstream.
+//!
+//! Invariant: bodies are never changed. Filters only look at the chunks that pass, and a hook does nothing that could
+//! wait: no disk, no lock, no name resolution.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use hone_shared::secret::tenant_of;
+use hone_shared::turn::Outcome;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::*;
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::{Error, ErrorSource, ErrorType};
+
+use crate::admin::counters::{Counters, InFlight};
+use crate::admit::reply::{self, Fault};
+use crate::admit::{self, Admission, headers};
+use crate::config::Limits;
+use crate::route::{self, Pinned};
+use crate::swap::Watches;
+use crate::tap::turn::RequestHead;
+use crate::tap::{Recorder, Tap};
+use crate::upstream::Engine;
+use crate::upstream::retry::{self, Attempt};
+
+/// Everything that requests share.
+pub struct Service {
+    /// Bounds on bodies and waits.
+    pub limits: Limits,
+    /// Policies and aliases, watched.
+    pub watches: Arc<Watches>,
+    /// Where requests go.
+    pub engine: Engine,
+    /// Where turns go.
+    pub recorder: Arc<Recorder>,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    /// Keys the names of tenants.
+    pub secret: [u8; 32],
+}
+
+/// One request.
+pub struct Ctx {
+    tap: Option<Tap>,
+    /// The proxy's own answer, when it gave one.
+    fault: Option<Fault>,
+    /// The request may not use a pooled connection, because it could not be replayed.
+    fresh: bool,
+    /// The final response head has been relayed.
+    response_begun: bool,
+    /// Body bytes that came past in this attempt.
+    request_bytes: u64,
+    attempts: u32,
+    gauge: InFlight,
+}
+
+impl Service {
+    /// Opens the tap if a policy wants the request recorded.
+    fn tap(&self, request: &RequestHeader, admission: Admission) -> Option<Tap> {
+        if admission.upgrade {
+            return None;
+        }
+        let tenant = tenant_of(&self.secret, headers::credential(&request.headers));
+        let path = request.uri.path();
+        let snapshot = self.watches.snapshot();
+        let pinned: Pinned =
+            route::pin(&snapshot, path, &request.headers, &tenant, admission.opted_out)?;
+        let head = RequestHead {
+            method: request.method.as_str(),
+            path,
+            headers: &request.headers,
+            tenant,
+            content_length: admission.content_length,
+        };
+        Some(Tap::open(Arc::clone(&self.recorder), pinned, head))
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Service {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx {
+            tap: None,
+            fault: None,
+            fresh: false,
+            response_begun: false,
+            request_bytes: 0,
+            attempts: 0,
+            gauge: self.counters.request(),
+        }
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, _ctx: &mut Ctx) -> Result<()> {
+        let ms = Duration::from_millis;
+        session.set_read_timeout(Some(ms(self.limits.client_read_ms)));
+        session.set_write_timeout(Some(ms(self.limits.client_write_ms)));
+        session.set_total_drain_timeout(Some(ms(self.limits.client_linger_ms)));
+        headers::hide_secrets(session.req_header_mut())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        let request = session.req_header_mut();
+        let admission = match admit::admit(request, self.limits.request_bytes_max) {
+            Ok(admission) => admission,
+            Err(fault) => {
+                ctx.fault = Some(fault);
+                fault.send(session).await?;
+                return Ok(true);
+            }
+        };
+        ctx.fresh = match admission.content_length {
+            Some(bytes) => bytes > self.limits.upstream_replay_bytes_max,
+            None => !session.is_body_empty(),
+        };
+        ctx.tap = self.tap(session.req_header(), admission);
+        Ok(false)
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        ctx.attempts += 1;
+        ctx.request_bytes = 0;
+        if let Some(tap) = &mut ctx.tap {
+            tap.attempt();
+        }
+        let Some(address) = self.engine.address() else {
+            let error =
+                Error::explain(ErrorType::ConnectNoRoute, "the engine's name does not resolve");
+            return Err(error.into_up());
+        };
+        Ok(Box::new(self.engine.peer(address, ctx.fresh)))
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some(host) = self.engine.host_header() {
+            request.insert_header(http::header::HOST, host)?;
+        }
+        if let Some(tap) = &ctx.tap {
+            request.insert_header(headers::GENERATION, tap.generation().as_str())?;
+        }
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            // pingora #935: an empty last chunk would be written as a second terminator, and poison the connection.
+            *body = None;
+        }
+        if session.was_upgraded() {
+            return Ok(());
+        }
+        let chunk = body.as_deref().unwrap_or_default();
+        ctx.request_bytes += chunk.len() as u64;
+        if ctx.request_bytes > self.limits.request_bytes_max {
+            let error = Error::explain(ErrorType::HTTPStatus(413), "request body over the limit");
+            return Err(error.into_down());
+        }
+        if let Some(tap) = &mut ctx.tap {
+            tap.request_chunk(chunk, end_of_stream);
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        ctx.response_begun = true;
+        ctx.gauge.responded(response.status.as_u16());
+        if let Some(tap) = &mut ctx.tap {
+            tap.response_head(response);
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        if let (Some(tap), Some(chunk)) = (&mut ctx.tap, body.as_deref())
+            && !session.was_upgraded()
+        {
+            tap.response_chunk(chunk);
+        }
+        Ok(None)
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        e: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
+        let attempt = Attempt {
+            reused,
+            response_begun: ctx.response_begun,
+            body_lost: session.as_ref().retry_buffer_truncated(),
+        };
+        let again = retry::may_retry(&e, attempt);
+        if again {
+            self.counters.retried();
+        }
+        let mut e = e.more_context(format!("Peer: {peer}"));
+        // Always decided here: pingora's own marks retry a POST after HTTP/2 errors (#979) and panic when undecided.
+        e.set_retry(again);
+        e
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+        let fault = reply::for_error(e);
+        if let Some(fault) = fault
+            && !ctx.response_begun
+        {
+            ctx.fault = Some(fault);
+            if let Err(error) = fault.send(session).await {
+                tracing::debug!(%error, "the client went away before it was answered");
+            }
+        }
+        let error_code = fault.map_or(0, |f| f.status);
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, _session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
+        let outcome = ctx.outcome(e);
+        let own_status = (!ctx.response_begun).then(|| ctx.fault.map_or(0, |f| f.status));
+        ctx.gauge.ended(outcome, ctx.fault);
+        if let Some(tap) = &mut ctx.tap {
+            tap.finish(outcome, own_status, ctx.attempts);
+        }
+    }
+
+    fn request_summary(&self, session: &Session, _ctx: &Ctx) -> String {
+        // Without the query: it may hold keys.
+        let request = session.req_header();
+        format!("{} {}", request.method, request.uri.path())
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, error: &Error) -> bool {
+        // A client that goes away is no fault of ours, and is counted.
+        error.esource() == &ErrorSource::Downstream
+    }
+}
+
+impl Ctx {
+    /// How the exchange ended, in the words of the store.
+    fn outcome(&self, error: Option<&Error>) -> Outcome {
+        match error.map(Error::esource) {
+            None if self.fault.is_some() => Outcome::ClientAbort,
+            None if self.gauge.failed() => Outcome::UpstreamError,
+            None => Outcome::Complete,
+            Some(ErrorSource::Downstream) => Outcome::ClientAbort,
+            Some(_) => Outcome::UpstreamError,
+        }
+    }
+}

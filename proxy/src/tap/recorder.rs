@@ -1,0 +1,81 @@
+//! The way into the spool, and the first column of the books.
+//!
+//! `requests = stored + dropped{reason} + pending` holds at every moment: a turn is opened here, and is later either
+//! stored by the ingest, or dropped with a reason, or still on its way. The spool keeps a place for the end of every
+//! turn whose beginning it took, and writes down what it refused, so this end has nothing to remember.
+//!
+//! Invariant: neither [`Recorder::begin`] nor [`Recorder::done`] waits for disk.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hone_shared::spool::{Spool, SpoolError, SpoolStats};
+use hone_shared::turn::{Begin, Done, Record};
+
+use super::capture::Budget;
+
+/// The tap's end of the spool. One per process, shared by all requests.
+pub struct Recorder {
+    spool: Spool,
+    budget: Arc<Budget>,
+    opened: AtomicU64,
+    in_flight: AtomicU64,
+}
+
+impl Recorder {
+    /// A recorder in front of `spool`; captures together hold at most `capture_bytes_max`.
+    pub fn new(spool: Spool, capture_bytes_max: u64) -> Arc<Self> {
+        let budget = Budget::new(capture_bytes_max);
+        let (opened, in_flight) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { spool, budget, opened, in_flight })
+    }
+
+    /// The memory that captures share.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// A turn began.
+    pub fn opened(&self) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A turn ended.
+    pub fn closed(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Offers the first half of a turn. `false`: refused; the spool has counted the turn as dropped.
+    pub fn begin(&self, begin: Begin) -> bool {
+        self.spool.try_send(Record::Begin(begin)).is_ok()
+    }
+
+    /// Offers the second half of a turn whose first half was taken.
+    pub fn done(&self, done: Done) {
+        // Refused only when the spool is closed already; the turn is then adopted as `proxy_crash` by the next start.
+        if let Err(reason) = self.spool.try_send(Record::Done(done)) {
+            tracing::warn!(%reason, "the end of a turn could not be recorded");
+        }
+    }
+
+    /// Turns opened since the start.
+    pub fn opened_total(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Turns whose exchange has not ended.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The spool's own figures.
+    pub fn spool(&self) -> SpoolStats {
+        self.spool.stats()
+    }
+
+    /// Ends recording: everything taken is on disk afterwards.
+    pub fn close(&self) -> Result<(), SpoolError> {
+        self.spool.close()
+    }
+}

@@ -1,0 +1,1 @@
+//! The turns of a data directory, as rows that tests can compare.

@@ -1,0 +1,140 @@
+//! What is on record after a request: once, whole, with the generation that was pinned at admission.
+
+use hone_shared::registry::{AdapterConfig, ManifestDraft, Registry, Weights};
+use hone_shared::turn::Generation;
+
+use crate::client::{Client, ask, chat, post};
+use crate::harness::{Proxy, number};
+use crate::origin::Origin;
+
+/// A generation in the registry of `proxy`, and `main` moved to it.
+fn promote(proxy: &Proxy, seed: u8) -> Generation {
+    let registry = Registry::open(proxy.data.registry_dir()).unwrap();
+    let config = AdapterConfig::new("test-model", 1, 1.0).unwrap();
+    let generation = registry
+        .publish(&config, Weights::from(weights(seed).as_slice()), ManifestDraft::default())
+        .unwrap();
+    let now = registry.alias("main").unwrap().generation;
+    registry.move_alias("main", &now, &generation, "test").unwrap();
+    generation
+}
+
+/// The smallest safetensors file that differs by `seed`.
+fn weights(seed: u8) -> Vec<u8> {
+    let header = br#"{"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}"#;
+    let length = (header.len() as u64).to_le_bytes();
+    [length.as_slice(), header, &[seed, 0, 0, 0]].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_is_stored_once_with_its_request_and_its_answer() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::start(origin.address, "shadow").await;
+    let json =
+        ask(proxy.address, &post("/v1/b/json", "x-session-id: s1\r\n", &chat("one", false))).await;
+    let sse = ask(proxy.address, &post("/v1/b/burst?n=3", "", &chat("two", true))).await;
+    assert_eq!(
+        json.headers["x-hone-generation"], "base",
+        "what the engine reports reaches the client"
+    );
+    assert!(sse.whole);
+    let counters = proxy.settled(2).await;
+    assert_eq!(number(&counters["stored"]), 2);
+    let turns = proxy.turns();
+    assert_eq!(turns.len(), 2);
+    assert!(turns[0].request.contains("one") && turns[1].request.contains("two"));
+    assert!(turns[1].response.contains("w0 w1 w2"));
+    for turn in &turns {
+        assert_eq!((turn.status, turn.outcome.as_str()), (200, "complete"));
+        assert_eq!((turn.route.as_str(), turn.mode.as_str()), ("test", "shadow"));
+        assert_eq!(turn.generation, "base");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_mode_learn_serves_what_the_alias_names() {
+    let origin = Origin::start().await;
+    for mode in ["observe", "shadow", "learn"] {
+        let proxy = Proxy::start(origin.address, mode).await;
+        let generation = promote(&proxy, 1);
+        proxy.refresh().await;
+        ask(proxy.address, &post("/v1/b/json", "", &chat("a", false))).await;
+        let asked = origin.seen().pop().unwrap().headers["x-hone-generation"].clone();
+        let expected = if mode == "learn" { generation.as_str() } else { "base" };
+        assert_eq!(asked, expected, "{mode}");
+        proxy.settled(1).await;
+        assert_eq!(proxy.turns()[0].generation, expected);
+        let status = proxy.status().await;
+        assert_eq!(status["routes"][0]["generation"], expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_keeps_its_generation_while_the_alias_moves() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::start(origin.address, "learn").await;
+    let first = promote(&proxy, 1);
+    proxy.refresh().await;
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&post("/v1/b/paced?n=60&ms=10", "", &chat("during", true))).await;
+    client.until("w2 ").await;
+    let second = promote(&proxy, 2);
+    proxy.refresh().await;
+    let after = ask(proxy.address, &post("/v1/b/json", "", &chat("after", false))).await;
+    assert_eq!(
+        after.headers["x-hone-generation"],
+        second.as_str(),
+        "the next request is the new one"
+    );
+    let during = client.response().await;
+    assert!(during.whole);
+    assert_eq!(during.headers["x-hone-generation"], first.as_str());
+    proxy.settled(2).await;
+    let of = |word: &str| {
+        let turn = proxy.turns().into_iter().find(|turn| turn.request.contains(word)).unwrap();
+        turn.generation
+    };
+    assert_eq!(of("during"), first.as_str());
+    assert_eq!(of("after"), second.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_over_the_capture_limit_pass_whole_and_the_books_still_balance() {
+    let origin = Origin::start().await;
+    let proxy =
+        Proxy::with(origin.address, "observe", |cfg| cfg.limits.capture_bytes_max = 40_000).await;
+    let long = "x".repeat(200_000);
+    let request = post("/v1/b/burst?n=2000", "", &chat(&long, true));
+    let through = ask(proxy.address, &request).await;
+    assert_eq!(through.body, ask(origin.address, &request).await.body);
+    let counters = proxy.settled(1).await;
+    let dropped: u64 = counters["dropped"].as_object().unwrap().values().map(number).sum();
+    assert_eq!(number(&counters["stored"]) + dropped, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_books_balance_under_load_and_aborts() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::start(origin.address, "observe").await;
+    let asks = (0..40u64).map(|at| {
+        let address = proxy.address;
+        async move {
+            let mut client = Client::connect(address).await;
+            let target = ["/v1/b/json", "/v1/b/burst", "/v1/b/paced?n=30&ms=5", "/v1/b/die"]
+                [at as usize % 4];
+            client.send(&post(target, "", &chat(&format!("turn {at}"), true))).await;
+            if at % 4 == 2 {
+                client.until("w1 ").await;
+            } else {
+                client.response().await;
+            }
+        }
+    });
+    futures::future::join_all(asks).await;
+    let counters = proxy.settled(40).await;
+    assert_eq!(counters["stored"], 40, "{counters}");
+    let turns = proxy.turns();
+    assert_eq!(turns.len(), 40);
+    let count = |outcome: &str| turns.iter().filter(|turn| turn.outcome == outcome).count();
+    assert_eq!((count("complete"), count("client_abort"), count("upstream_error")), (20, 10, 10));
+}
