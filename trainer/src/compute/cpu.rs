@@ -1,0 +1,283 @@
+//! [`Compute`] on the processor: validates, packs, runs the passes on its own threads.
+//!
+//! Invariant: memory is bounded by [`Limits`], however many sequences come in; a caller's mistake
+//! is an error before any work is done.
+
+use std::path::Path;
+
+use hone_model::config::ModelConfig;
+use hone_model::lora::Lora;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::adapter::{Collector, Packed};
+use super::backward::Backward;
+use super::batch::{self, Batch, Span, Target};
+use super::forward::{Pass, State};
+use super::head::{self, Scored};
+use super::math::Rope;
+use super::model::Model;
+use super::sampler::Sampler;
+use super::{Compute, ComputeError, Gradient, Rollout, SampleParams, Sequence};
+
+/// What a [`CpuCompute`] may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of activations that are kept for a backward pass.
+    pub activation_bytes_max: usize,
+    /// Bytes of keys and values that are kept while sampling.
+    pub cache_bytes_max: usize,
+    /// Most replies that are drawn at the same time.
+    pub replies_max: usize,
+    /// Equal prompts are computed once.
+    pub share_prompts: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            activation_bytes_max: 640 << 20,
+            cache_bytes_max: 512 << 20,
+            replies_max: 64,
+            share_prompts: true,
+        }
+    }
+}
+
+/// A base model in memory and the threads that compute with it.
+pub struct CpuCompute {
+    model: Model,
+    rope: Rope,
+    pool: ThreadPool,
+    limits: Limits,
+}
+
+impl CpuCompute {
+    /// Loads a model directory. `threads` 0 takes all processors.
+    ///
+    /// # Errors
+    /// An unusable model, or threads that cannot be started.
+    pub fn new(model_dir: &Path, threads: usize) -> Result<CpuCompute, ComputeError> {
+        CpuCompute::with_limits(model_dir, threads, Limits::default())
+    }
+
+    /// As [`CpuCompute::new`] with other limits.
+    ///
+    /// # Errors
+    /// As [`CpuCompute::new`].
+    pub fn with_limits(
+        model_dir: &Path,
+        threads: usize,
+        limits: Limits,
+    ) -> Result<CpuCompute, ComputeError> {
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("compute-{index}"))
+            .build()
+            .map_err(|e| ComputeError::Threads(e.to_string()))?;
+        let model = pool.install(|| Model::load(model_dir))?;
+        let rope = Rope::new(model.config.rope_frequencies());
+        Ok(CpuCompute { model, rope, pool, limits })
+    }
+
+    /// The model's configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.model.config
+    }
+
+    /// Number of compute threads.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Rows of a batch whose activations stay within the limit.
+    fn rows_max(&self, rank: usize, layers: usize) -> usize {
+        let row_bytes = State::row_bytes(&self.model, rank) * layers.max(1);
+        (self.limits.activation_bytes_max / row_bytes).clamp(64, 4096)
+    }
+
+    /// Checks tokens and lengths, and makes the rotary table long enough.
+    fn check<'a>(
+        &mut self,
+        sequences: impl Iterator<Item = (&'a [u32], &'a [u32])>,
+    ) -> Result<(), ComputeError> {
+        let (vocab, max) = (self.model.config.vocab, self.model.config.max_positions);
+        let mut longest = 0;
+        for (index, (prompt, response)) in sequences.enumerate() {
+            if prompt.is_empty() {
+                return Err(ComputeError::EmptyPrompt(index));
+            }
+            let tokens = prompt.len() + response.len();
+            if tokens > max {
+                return Err(ComputeError::TooLong { index, tokens, max });
+            }
+            let foreign = prompt.iter().chain(response).find(|t| **t as usize >= vocab);
+            if let Some(&token) = foreign {
+                return Err(ComputeError::UnknownToken { index, token, vocab });
+            }
+            longest = longest.max(tokens);
+        }
+        self.rope.reserve(longest);
+        Ok(())
+    }
+
+    fn packed(&self, adapter: Option<&Lora>) -> Result<Option<Packed>, ComputeError> {
+        let Some(lora) = adapter else { return Ok(None) };
+        if lora.rank == 0 || !lora.fits(&self.model.config) {
+            return Err(ComputeError::AdapterShape);
+        }
+        Ok(Some(self.pool.install(|| Packed::new(lora, &self.model))))
+    }
+
+    /// Scores the targets of some spans after the layers, as many at a time as the head takes.
+    fn score_targets(&self, x: &[f32], targets: &[Target]) -> Vec<f32> {
+        let parts = targets.chunks(head::rows_max(&self.model));
+        parts.flat_map(|part| head::score(&self.model, x, part).logprobs).collect()
+    }
+
+    /// The head of one batch: calls the loss for every span and returns dL / dx.
+    fn head(
+        &self,
+        batch: &Batch,
+        x: &[f32],
+        found: &mut [Vec<f32>],
+        loss: &mut dyn FnMut(usize, &[f32]) -> Vec<f32>,
+    ) -> Result<Vec<f32>, ComputeError> {
+        let mut dx = vec![0.0; x.len()];
+        let most = head::rows_max(&self.model);
+        for spans in units(&batch.spans, most) {
+            let range = spans[0].targets.start..spans[spans.len() - 1].targets.end;
+            let targets = &batch.targets[range.clone()];
+            let (mut logprobs, mut kept): (Vec<f32>, Option<Scored>) = (Vec::new(), None);
+            for part in targets.chunks(most) {
+                let scored = self.pool.install(|| head::score(&self.model, x, part));
+                logprobs.extend_from_slice(&scored.logprobs);
+                kept = Some(scored);
+            }
+            let mut slopes = Vec::with_capacity(targets.len());
+            for span in spans {
+                let own = span.targets.start - range.start..span.targets.end - range.start;
+                let values = loss(span.sequence, &logprobs[own.clone()]);
+                let (wanted, given) = (own.len(), values.len());
+                if wanted != given {
+                    let index = span.sequence;
+                    return Err(ComputeError::LossLength { index, wanted, found: given });
+                }
+                slopes.extend(values);
+                found[span.sequence] = logprobs[own].to_vec();
+            }
+            self.pool.install(|| {
+                for (part, slopes) in targets.chunks(most).zip(slopes.chunks(most)) {
+                    // A sequence longer than the head takes is scored again, part by part.
+                    let again = || head::score(&self.model, x, part);
+                    let scored = kept.take_if(|_| targets.len() <= most).unwrap_or_else(again);
+                    scored.back(&self.model, part, slopes, &mut dx);
+                }
+            });
+        }
+        Ok(dx)
+    }
+}
+
+/// Consecutive spans with at most `most` targets together; a longer span is alone.
+fn units(spans: &[Span], most: usize) -> Vec<&[Span]> {
+    let (mut units, mut start) = (Vec::new(), 0);
+    for end in 1..=spans.len() {
+        let first = spans[start].targets.start;
+        if spans.get(end).is_none_or(|next| next.targets.end - first > most) {
+            units.push(&spans[start..end]);
+            start = end;
+        }
+    }
+    units
+}
+
+fn pairs(sequences: &[Sequence]) -> impl Iterator<Item = (&[u32], &[u32])> {
+    sequences.iter().map(|s| (s.prompt.as_slice(), s.response.as_slice()))
+}
+
+impl Compute for CpuCompute {
+    fn sample(
+        &mut self,
+        adapter: Option<&Lora>,
+        prompts: &[Vec<u32>],
+        replies: usize,
+        params: &SampleParams,
+    ) -> Result<Vec<Vec<Rollout>>, ComputeError> {
+        self.check(prompts.iter().map(|prompt| (prompt.as_slice(), [].as_slice())))?;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let positions = longest.saturating_add(params.tokens_max);
+        self.rope.reserve(positions.min(self.model.config.max_positions));
+        let packed = self.packed(adapter)?;
+        let pass = Pass { model: &self.model, adapter: packed.as_ref(), rope: &self.rope };
+        let rows_max = self.rows_max(pass.rank(), 1);
+        let sampler = Sampler { pass, params, limits: &self.limits, rows_max };
+        Ok(self.pool.install(|| sampler.run(prompts, replies)))
+    }
+
+    fn score(
+        &mut self,
+        adapter: Option<&Lora>,
+        sequences: &[Sequence],
+    ) -> Result<Vec<Vec<f32>>, ComputeError> {
+        self.check(pairs(sequences))?;
+        let packed = self.packed(adapter)?;
+        let pass = Pass { model: &self.model, adapter: packed.as_ref(), rope: &self.rope };
+        let rows_max = self.rows_max(pass.rank(), 1).min(1024);
+        let mut found = vec![Vec::new(); sequences.len()];
+        for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
+            let logprobs = self.pool.install(|| {
+                let x = pass.run(&batch, None);
+                self.score_targets(&x, &batch.targets)
+            });
+            for span in &batch.spans {
+                found[span.sequence] = logprobs[span.targets.clone()].to_vec();
+            }
+        }
+        if found.iter().flatten().any(|value| !value.is_finite()) {
+            return Err(ComputeError::NotFinite("a log-probability"));
+        }
+        Ok(found)
+    }
+
+    fn gradient(
+        &mut self,
+        adapter: &Lora,
+        sequences: &[Sequence],
+        loss: &mut dyn FnMut(usize, &[f32]) -> Vec<f32>,
+    ) -> Result<Gradient, ComputeError> {
+        self.check(pairs(sequences))?;
+        let packed = self.packed(Some(adapter))?.ok_or(ComputeError::AdapterShape)?;
+        let pass = Pass { model: &self.model, adapter: Some(&packed), rope: &self.rope };
+        let rows_max = self.rows_max(adapter.rank, self.model.config.layers);
+        let mut collector = Collector::new(&self.model, adapter.rank);
+        let mut logprobs = vec![Vec::new(); sequences.len()];
+        for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
+            let mut states = Vec::with_capacity(self.model.config.layers);
+            let x = self.pool.install(|| pass.run(&batch, Some(&mut states)));
+            let dx = self.head(&batch, &x, &mut logprobs, loss)?;
+            let backward = Backward { pass, adapter: &packed, batch: &batch };
+            self.pool.install(|| backward.run(dx, states, &mut collector));
+        }
+        let lora = collector.finish(adapter);
+        if !lora.is_finite() || logprobs.iter().flatten().any(|value| !value.is_finite()) {
+            return Err(ComputeError::NotFinite("a gradient"));
+        }
+        Ok(Gradient { lora, logprobs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_taken_together_up_to_the_limit_and_a_longer_one_alone() {
+        let span = |start: usize, end: usize| Span { sequence: 0, targets: start..end };
+        let spans = [span(0, 3), span(3, 5), span(5, 15), span(15, 16)];
+        let counts: Vec<usize> = units(&spans, 5).iter().map(|unit| unit.len()).collect();
+        assert_eq!(counts, [2, 1, 1]);
+        assert!(units(&[], 5).is_empty());
+    }
+}

@@ -1,0 +1,84 @@
+//! What a micro-kernel is: a strip of rows times one panel of packed columns.
+//!
+//! All instruction sets share one packed layout (`(k, 32)` panels), so the weights exist once and
+//! the kernel is chosen when the program runs.
+
+use std::sync::OnceLock;
+
+use super::portable;
+
+/// Columns of a packed panel. A multiple of every vector width in use.
+pub(super) const NR: usize = 32;
+
+/// One stretch of the contraction: `x (rows, k)` with row stride `ldx`, times `panel (k, NR)`.
+#[derive(Clone, Copy)]
+pub(super) struct Segment {
+    pub(super) x: *const f32,
+    pub(super) ldx: usize,
+    pub(super) k: usize,
+    pub(super) panel: *const f32,
+}
+
+/// The destination: `rows` rows of `width <= NR` columns at `y` with row stride `ldy`.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    pub(super) y: *mut f32,
+    pub(super) ldy: usize,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    /// Add to what stands in `y` instead of overwriting it.
+    pub(super) add: bool,
+}
+
+/// `y (+)= Σ segments x · panel`.
+///
+/// # Safety
+/// Every segment's `x` is readable for `rows` rows of `k` values at stride `ldx`, its panel for
+/// `k * NR` values, `y` is writable as described by the block and not aliased; the instruction
+/// set of the kernel is there.
+pub(super) type Kernel = unsafe fn(&[Segment], &Block);
+
+/// Turns `(k, NR)` panel rows into `(n, NR)` rows: `to[j * NR + i] = from[i * NR + j]` for
+/// `i < width`, `j < count`.
+///
+/// # Safety
+/// `from` is readable for `width` rows and `to` writable for `count` rows of `NR` values each;
+/// the instruction set is there.
+pub(super) type Transpose = unsafe fn(from: *const f32, to: *mut f32, width: usize, count: usize);
+
+/// The kernels for this machine.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    pub(super) multiply: Kernel,
+    pub(super) transpose: Transpose,
+    pub(super) name: &'static str,
+}
+
+/// Chooses once, by what the processor reports.
+pub(super) fn kernels() -> Kernels {
+    static CHOSEN: OnceLock<Kernels> = OnceLock::new();
+    *CHOSEN.get_or_init(choose)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn choose() -> Kernels {
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        let (multiply, transpose) = (super::avx512::multiply as Kernel, super::avx512::transpose);
+        return Kernels { multiply, transpose, name: "avx512" };
+    }
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        let multiply = portable::multiply_avx2 as Kernel;
+        return Kernels { multiply, transpose: portable::transpose, name: "avx2" };
+    }
+    Kernels { multiply: portable::multiply, transpose: portable::transpose, name: "portable" }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn choose() -> Kernels {
+    Kernels { multiply: portable::multiply, transpose: portable::transpose, name: "portable" }
+}
+
+/// Rows of the next strip, so that strips of at most `most` rows are nearly equal.
+pub(super) fn strip(rows_left: usize, most: usize) -> usize {
+    rows_left.div_ceil(rows_left.div_ceil(most).max(1))
+}
