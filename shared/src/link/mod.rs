@@ -1,13 +1,19 @@
 //! Which turn does a request continue? Found by content, with no help from the client.
 //!
-//! Every message has a canonical form ; a tenant's keyed BLAKE3 chains those hashes . When a turn is
-//! stored, `entries` says what to index: the chain past each of its answers, and looser keys for clients that change
-//! the history. A new request then probes its own prefixes (`resolve`). Algorithm: `reference/proxy.md` §4.2.
+//! Every message has a canonical form ([`canon`]); a tenant's keyed BLAKE3 chains those hashes ([`Chain`]). When a turn is
+//! stored, [`entries`] says what to index: the chain past each of its answers, and looser keys for clients that change
+//! the history. A new request then probes its own prefixes ([`resolve`]). Algorithm: `reference/proxy.md` §4.2.
 //!
 //! ```text
 //! c_0 = K(route)    c_i = K(c_{i-1} | K(canon(m_i)))    out_j = K(c_k | K(canon(answer_j)))  =  the child's c_{k+1}
 //! ```
 //! Invariant: hashes are keyed by tenant, so no request can ever be linked to a turn of another tenant.
+
+mod canon;
+mod chain;
+mod memory;
+mod resolve;
+mod session;
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,6 +23,12 @@ use serde_json::Value;
 
 use crate::turn::{Outcome, TurnId};
 use crate::wire::Choice;
+
+pub use canon::{canon, fold, loose_text, similarity};
+pub use chain::{Chain, LinkKey, entries, out_hash, tool_call_entropy_bits};
+pub use memory::MemoryIndex;
+pub use resolve::resolve;
+pub use session::explicit_session;
 
 /// A keyed 128-bit hash.
 pub type Hash = [u8; 16];
@@ -149,7 +161,7 @@ pub struct Answers {
     pub choices: Vec<Choice>,
 }
 
-/// The index over stored turns that `resolve` asks. The store implements it.
+/// The index over stored turns that [`resolve`] asks. The store implements it.
 ///
 /// Contract: a turn is visible as soon as it has been inserted, even inside the same transaction, because a child may
 /// come in the same batch as its parent. Ties of `started_ms` are broken by the larger turn id.
@@ -180,7 +192,7 @@ pub struct Incoming<'a> {
     pub route: &'a str,
     /// Its messages, oldest first.
     pub messages: &'a [Value],
-    /// What `explicit_session` found.
+    /// What [`explicit_session`] found.
     pub explicit_session: Option<&'a str>,
 }
 

@@ -1,13 +1,18 @@
 //! Reading request and response bodies: parse only, off the hot path.
 //!
-//! Why: the tap records bytes; ingest needs messages, choices and usage. Each protocol has its module; the
-//! event-stream grammar (`sse`) and content codings (`coding`) are shared.
+//! Why: the tap records bytes; ingest needs messages, choices and usage. Each protocol has its module ([`openai`]);
+//! the event-stream grammar ([`sse`]) and content codings ([`coding`]) are shared.
 //! Invariant: no input makes these parsers panic, loop for ever or hold more than a fixed multiple of the capped body.
+
+mod assemble;
+pub mod coding;
+pub mod openai;
+pub mod sse;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::turn::Generation;
+use crate::turn::{Generation, Headers};
 
 /// Why a body could not be read. The turn is kept all the same; only its parsed form is missing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +75,13 @@ pub struct RequestView {
     pub model: Option<String>,
     /// Whether an event stream was asked for.
     pub stream: bool,
+}
+
+impl RequestView {
+    /// The session id that the client states itself, if any; see [`crate::link::explicit_session`].
+    pub fn session(&self, headers: &Headers) -> Option<String> {
+        crate::link::explicit_session(headers, &self.params)
+    }
 }
 
 /// What a response says.

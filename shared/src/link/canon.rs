@@ -1,0 +1,218 @@
+//! Canonical forms of messages: two messages that mean the same to a model have the same bytes.
+//!
+//! * null, empty text, empty lists and objects, and absent keys are equal;
+//! * a string and a list of text parts with the same text are equal;
+//! * arguments of tool calls are compared as JSON, keys sorted; text that is no JSON as text;
+//! * reasoning is left out: most clients do not send it back.
+//!
+//! Invariant: fields are tagged and length-prefixed, so no two different messages share an encoding.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// Keys that never take part in linking.
+const IGNORED: [&str; 5] = ["reasoning", "reasoning_content", "thinking", "cache_control", "index"];
+/// Text compared by [`similarity`], bytes of each side.
+const SIMILARITY_BYTES_MAX: usize = 64 * 1024;
+
+/// The canonical bytes of a message.
+pub fn canon(message: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    let Value::Object(fields) = message else {
+        put(&mut out, "raw", json(message).as_bytes());
+        return out;
+    };
+    // Sorted, so that the order of keys does not matter.
+    let sorted: BTreeMap<&str, &Value> = fields.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    for (key, value) in sorted {
+        if IGNORED.contains(&key) || is_empty(value) {
+            continue;
+        }
+        match (key, value) {
+            ("content", _) => match plain_text(value) {
+                Some(text) if text.is_empty() => {}
+                Some(text) => put(&mut out, "content", text.as_bytes()),
+                None => put(&mut out, "parts", json(value).as_bytes()),
+            },
+            ("tool_calls", Value::Array(calls)) => {
+                calls.iter().for_each(|call| put(&mut out, "call", &canon_call(call)));
+            }
+            ("function_call", _) => put(&mut out, "function_call", &canon_function(value)),
+            _ => put(&mut out, key, json(value).as_bytes()),
+        }
+    }
+    out
+}
+
+/// The loose form: role, folded text and tool calls; `None` for system messages, which clients change freely.
+pub(super) fn canon_loose(message: &Value) -> Option<Vec<u8>> {
+    let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
+    if matches!(role, "system" | "developer") {
+        return None;
+    }
+    let mut out = Vec::new();
+    put(&mut out, "role", role.as_bytes());
+    put(&mut out, "content", loose_text(message).as_bytes());
+    for call in message.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
+        put(&mut out, "call", &canon_call(call));
+    }
+    if let Some(call) = message.get("function_call").filter(|call| !is_empty(call)) {
+        put(&mut out, "function_call", &canon_function(call));
+    }
+    Some(out)
+}
+
+/// The text of a message, folded, without a leading `<think>…</think>` block. Parts that are no text stay as JSON.
+pub fn loose_text(message: &Value) -> String {
+    let content = message.get("content").unwrap_or(&Value::Null);
+    let text = plain_text(content).unwrap_or_else(|| json(content));
+    let trimmed = text.trim_start();
+    let after = trimmed.strip_prefix("<think>").and_then(|rest| rest.split_once("</think>"));
+    fold(after.map_or(trimmed, |(_, answer)| answer))
+}
+
+/// White space runs become one space; none at the ends.
+pub fn fold(text: &str) -> String {
+    let mut folded = String::with_capacity(text.len());
+    for word in text.split_whitespace() {
+        if !folded.is_empty() {
+            folded.push(' ');
+        }
+        folded.push_str(word);
+    }
+    folded
+}
+
+/// How alike two folded texts are, 0 to 1: the Dice coefficient of their character trigrams. Equal texts give 1.
+pub fn similarity(a: &str, b: &str) -> f64 {
+    if a == b {
+        return 1.0;
+    }
+    let grams = |text: &str| {
+        let clipped = (0..=text.len().min(SIMILARITY_BYTES_MAX)).rev().find_map(|at| text.get(..at));
+        let chars: Vec<char> = clipped.unwrap_or_default().chars().collect();
+        let mut counts: BTreeMap<[char; 3], usize> = BTreeMap::new();
+        for gram in chars.windows(3) {
+            if let &[x, y, z] = gram {
+                *counts.entry([x, y, z]).or_default() += 1;
+            }
+        }
+        counts
+    };
+    let (a, b) = (grams(a), grams(b));
+    let total: usize = a.values().sum::<usize>() + b.values().sum::<usize>();
+    if total == 0 {
+        return 0.0;
+    }
+    let shared: usize = a.iter().map(|(gram, n)| b.get(gram).map_or(0, |m| *n.min(m))).sum();
+    2.0 * shared as f64 / total as f64
+}
+
+fn canon_call(call: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, "id", call.get("id").and_then(Value::as_str).unwrap_or_default().as_bytes());
+    put(&mut out, "function", &canon_function(call.get("function").unwrap_or(&Value::Null)));
+    let custom = call.get("custom").filter(|custom| !is_empty(custom));
+    put(&mut out, "custom", custom.map(json).unwrap_or_default().as_bytes());
+    out
+}
+
+fn canon_function(function: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    let name = function.get("name").and_then(Value::as_str).unwrap_or_default();
+    put(&mut out, "name", name.as_bytes());
+    let arguments = match function.get("arguments") {
+        Some(Value::String(text)) => match serde_json::from_str::<Value>(text) {
+            Ok(parsed) => json(&parsed),
+            Err(_) if text.trim().is_empty() => String::new(),
+            Err(_) => text.clone(),
+        },
+        Some(value) if !is_empty(value) => json(value),
+        _ => String::new(),
+    };
+    // No arguments and an empty object are the same call.
+    let arguments = if arguments == "{}" { "" } else { &arguments };
+    put(&mut out, "arguments", arguments.as_bytes());
+    out
+}
+
+/// The text of a content: a string, or parts that are all text, joined.
+fn plain_text(content: &Value) -> Option<String> {
+    match content {
+        Value::Null => Some(String::new()),
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => parts
+            .iter()
+            .map(|part| match (part, part.get("type").and_then(Value::as_str)) {
+                (Value::String(text), _) => Some(text.as_str()),
+                (_, None | Some("text" | "input_text" | "output_text")) => {
+                    part.get("text").and_then(Value::as_str)
+                }
+                _ => None,
+            })
+            .collect(),
+        _ => None,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+fn put(out: &mut Vec<u8>, tag: &str, bytes: &[u8]) {
+    for part in [tag.as_bytes(), bytes] {
+        out.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        out.extend_from_slice(part);
+    }
+}
+
+/// JSON text with sorted keys and without cache marks; whole floats are written as integers, as JavaScript does.
+fn json(value: &Value) -> String {
+    let mut out = String::new();
+    write_json(value, &mut out);
+    out
+}
+
+fn write_json(value: &Value, out: &mut String) {
+    match value {
+        Value::Array(list) => {
+            out.push('[');
+            for (at, item) in list.iter().enumerate() {
+                if at > 0 {
+                    out.push(',');
+                }
+                write_json(item, out);
+            }
+            out.push(']');
+        }
+        Value::Object(fields) => {
+            let kept = fields.iter().filter(|(key, _)| key.as_str() != "cache_control");
+            let sorted: BTreeMap<&str, &Value> = kept.map(|(k, v)| (k.as_str(), v)).collect();
+            out.push('{');
+            for (at, (key, item)) in sorted.into_iter().enumerate() {
+                if at > 0 {
+                    out.push(',');
+                }
+                out.push_str(&Value::from(key).to_string());
+                out.push(':');
+                write_json(item, out);
+            }
+            out.push('}');
+        }
+        Value::Number(number) => match number.as_f64() {
+            // Exact below 2^53.
+            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9e15 => {
+                out.push_str(&(float as i64).to_string());
+            }
+            _ => out.push_str(&number.to_string()),
+        },
+        other => out.push_str(&other.to_string()),
+    }
+}
