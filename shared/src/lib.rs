@@ -17,5 +17,6 @@ pub mod policy;
 pub mod registry;
 pub mod secret;
 pub mod spool;
+pub mod store;
 pub mod turn;
 pub mod wire;

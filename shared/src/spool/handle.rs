@@ -47,6 +47,10 @@ pub struct SpoolStats {
     pub disk_full: bool,
 }
 
+/// The spools of this process that nobody reads yet. Like the locks on their directories, a fact of the process: the
+/// ingest finds them here without being handed anything, and at most one ingest gets each of them.
+static UNREAD: Mutex<Vec<Follower>> = Mutex::new(Vec::new());
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Durable {
     upto: Position,
@@ -111,6 +115,7 @@ impl Spool {
             .name("spool".to_owned())
             .spawn(move || task.run())
             .map_err(at(&cfg.dir))?;
+        lock(&UNREAD).push(follower.clone());
         Ok(Self { cfg, shared, follower, thread: Mutex::new(Some(thread)) })
     }
 
@@ -171,6 +176,7 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
+        lock(&UNREAD).retain(|unread| unread.boot != self.follower.boot);
         if let Err(error) = self.close() {
             tracing::error!(%error, "the spool was not closed cleanly");
         }
@@ -186,6 +192,14 @@ pub struct Follower {
 }
 
 impl Follower {
+    /// Takes the spools under `spool` that this process writes and nobody reads yet.
+    pub fn take_unread(spool: &Path) -> Vec<Self> {
+        let mut unread = lock(&UNREAD);
+        let (ours, others) = unread.drain(..).partition(|f| f.dir.parent() == Some(spool));
+        *unread = others;
+        ours
+    }
+
     /// The directory of this process.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -1,0 +1,162 @@
+//! A turn on its way into the store: parsed, hashed and packed before any transaction begins.
+//!
+//! Bodies that cannot be read are kept raw and flagged; a turn is never refused for what it says.
+//! Invariant: everything that costs time is done here, so that the writing transaction stays short.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::bodies::{self, Body, Node};
+use super::flags;
+use crate::link::{self, Chain, Entry, LinkKey};
+use crate::turn::{Begin, Done, Generation, Headers, Outcome};
+use crate::wire::{RequestView, ResponseView, openai};
+
+/// A turn that is ready to be inserted.
+pub struct IngestTurn {
+    /// The request half; its body has been taken.
+    pub begin: Begin,
+    /// The response half; its body has been taken. `None`: the proxy died before it was written.
+    pub done: Option<Done>,
+    /// The request, if it could be read.
+    pub request: Option<RequestView>,
+    /// The response, if there is one and it could be read.
+    pub response: Option<ResponseView>,
+    /// How the turn ended, with what the bodies say taken into account.
+    pub outcome: Outcome,
+    /// The generation that answered: as the engine says, else as it was asked for.
+    pub generation: Generation,
+    /// The bits of [`flags`](super::flags).
+    pub flags: u32,
+    /// The session that the client names.
+    pub session: Option<String>,
+    pub(super) key: LinkKey,
+    pub(super) chain: Chain,
+    pub(super) entries: Vec<Entry>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) params: Option<Body>,
+    pub(super) choices: Vec<Body>,
+    pub(super) raw_request: Option<Body>,
+    pub(super) raw_response: Option<Body>,
+}
+
+impl std::fmt::Debug for IngestTurn {
+    /// Neither texts nor keys: this may end up in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IngestTurn")
+            .field("turn_id", &self.begin.turn_id)
+            .field("outcome", &self.outcome)
+            .field("flags", &self.flags)
+            .finish_non_exhaustive()
+    }
+}
+
+impl IngestTurn {
+    /// Reads the bodies of a turn. `secret` is the one of the data directory; it keys the links.
+    pub fn parse(secret: &[u8; 32], mut begin: Begin, mut done: Option<Done>) -> Self {
+        let request_body = std::mem::take(&mut begin.body);
+        let response_body = done.as_mut().map(|done| std::mem::take(&mut done.body));
+        let request = openai::parse_request(&begin.path, &request_body).ok();
+        let response = done.as_ref().and_then(|done| {
+            let stream = request.as_ref().is_some_and(|request| request.stream);
+            read_response(done, response_body.as_ref()?, stream)
+        });
+        let tenant = begin.tenant.clone();
+        let flags = doubts(&begin, done.as_ref(), request.as_ref(), response.as_ref());
+        let raw = |keep: bool, bytes: &Bytes| {
+            (keep && !bytes.is_empty()).then(|| Body::new(&tenant, bytes.to_vec()))
+        };
+        let keep_response = flags & (flags::RESPONSE_UNREAD | flags::BAD_EVENTS) != 0;
+        let raw_request = raw(flags & flags::REQUEST_UNREAD != 0, &request_body);
+        let raw_response = response_body.as_ref().and_then(|bytes| raw(keep_response, bytes));
+        let messages = request.as_ref().map_or(&[][..], |request| &request.messages);
+        let answers = response.as_ref().map_or(&[][..], |response| &response.choices);
+        let key = LinkKey::new(secret, &begin.tenant);
+        let chain = Chain::of(&key, &begin.route, messages);
+        let entries = match messages.is_empty() {
+            true => Vec::new(),
+            false => link::entries(&key, &begin.route, messages, answers),
+        };
+        Self {
+            outcome: outcome(done.as_ref(), response.as_ref()),
+            generation: generation(&begin, done.as_ref(), response.as_ref()),
+            session: link::explicit_session(
+                &begin.headers,
+                request.as_ref().map_or(&Value::Null, |request| &request.params),
+            ),
+            nodes: bodies::chain(&tenant, messages),
+            params: request.as_ref().map(|request| Body::json(&tenant, &request.params)),
+            choices: answers.iter().map(|answer| Body::json(&tenant, &answer.message)).collect(),
+            flags,
+            key,
+            chain,
+            entries,
+            raw_request,
+            raw_response,
+            begin,
+            done,
+            request,
+            response,
+        }
+    }
+
+    /// The messages of the request; none when it could not be read.
+    pub(super) fn messages(&self) -> &[Value] {
+        self.request.as_ref().map_or(&[], |request| &request.messages)
+    }
+
+    /// Whether a verdict on this turn may be trained on: missing or doubtful data fails closed.
+    pub(super) fn judgeable(&self) -> bool {
+        self.begin.mode.trains()
+            && self.outcome == Outcome::Complete
+            && self.flags == 0
+            && !self.messages().is_empty()
+            && !self.choices.is_empty()
+    }
+}
+
+fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
+    headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+}
+
+fn read_response(done: &Done, body: &Bytes, stream: bool) -> Option<ResponseView> {
+    let kind = header(&done.headers, "content-type");
+    let coding = header(&done.headers, "content-encoding");
+    openai::parse_response(kind, coding, body, stream).ok()
+}
+
+fn doubts(
+    begin: &Begin,
+    done: Option<&Done>,
+    request: Option<&RequestView>,
+    response: Option<&ResponseView>,
+) -> u32 {
+    let bit = |on: bool, flag: u32| if on { flag } else { 0 };
+    let named = done.and_then(|done| done.generation.as_ref());
+    let inside = response.and_then(|response| response.adapter_generation.as_ref());
+    let differ = matches!((named, inside), (Some(a), Some(b)) if a != b);
+    let within = response.is_some_and(|response| response.generation_conflict);
+    bit(request.is_none(), flags::REQUEST_UNREAD)
+        | bit(done.is_some() && response.is_none(), flags::RESPONSE_UNREAD)
+        | bit(begin.body_truncated, flags::REQUEST_TRUNCATED)
+        | bit(done.is_some_and(|done| done.body_truncated), flags::RESPONSE_TRUNCATED)
+        | bit(differ || within, flags::GENERATION_CONFLICT)
+        | bit(response.is_some_and(|response| response.bad_events > 0), flags::BAD_EVENTS)
+        | bit(done.is_none(), flags::RESPONSE_LOST)
+}
+
+fn outcome(done: Option<&Done>, response: Option<&ResponseView>) -> Outcome {
+    match done {
+        None => Outcome::ProxyCrash,
+        Some(done) if done.outcome != Outcome::Complete => done.outcome,
+        Some(done) if done.status >= 400 => Outcome::UpstreamError,
+        Some(_) if response.is_some_and(|response| response.error.is_some()) => Outcome::ModelError,
+        Some(_) => Outcome::Complete,
+    }
+}
+
+fn generation(begin: &Begin, done: Option<&Done>, response: Option<&ResponseView>) -> Generation {
+    let named = done.and_then(|done| done.generation.clone());
+    let inside = response.and_then(|response| response.adapter_generation.clone());
+    named.or(inside).unwrap_or_else(|| begin.generation.clone())
+}

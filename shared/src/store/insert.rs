@@ -1,0 +1,307 @@
+//! Batches of turns from the ingest: one transaction with the spool position they came from.
+//!
+//! A turn id that is stored already is skipped, so a batch may be repeated after any failure. A turn that cannot be stored
+//! by itself (a value that SQLite refuses) is counted as dropped; it does not hold up the others.
+//!
+//! Invariant: exactly once. Turns, links, drops and position become durable together or not at all.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::counts::add_drop;
+use super::{Index, IngestTurn, Result, Store, bodies, int, pending};
+use crate::clock::now_ms;
+use crate::link::{self, Incoming, LinkKind, Resolution};
+use crate::turn::{DropReason, Gap, Headers, TurnId};
+
+/// Least confidence of a link, other than an exact one, whose child gives its parent a next state.
+pub(super) const CONFIDENCE_MIN: f64 = 0.5;
+
+/// How far the spool of one process is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngestPos {
+    /// The name of the process's directory.
+    pub boot: String,
+    /// Segment of the first byte that is not stored.
+    pub segment: u32,
+    /// Offset of that byte.
+    pub offset: u64,
+}
+
+/// What is committed together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Turns in the order in which they ended.
+    pub turns: Vec<IngestTurn>,
+    /// Turns that were not recorded.
+    pub gaps: Vec<Gap>,
+    /// The position after all of them.
+    pub pos: Option<IngestPos>,
+}
+
+/// What a batch did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Inserted {
+    /// Turns that are new.
+    pub stored: u64,
+    /// Turns that were stored before.
+    pub duplicates: u64,
+    /// New turns with a parent.
+    pub linked: u64,
+    /// Turns stored earlier that found their parent in this batch.
+    pub relinked: u64,
+    /// Turns that SQLite refused; counted in the drops as `undecodable`.
+    pub refused: u64,
+}
+
+impl Store {
+    /// Stores turns and the position they were read up to. See [`Store::commit`].
+    pub fn insert_batch(&mut self, turns: &[IngestTurn], pos: &IngestPos) -> Result<Inserted> {
+        self.commit(turns, &[], Some(pos))
+    }
+
+    /// Stores a batch. Errors: nothing of it was stored; where `is_passing()`, try again.
+    pub fn commit_batch(&mut self, batch: &Batch) -> Result<Inserted> {
+        self.commit(&batch.turns, &batch.gaps, batch.pos.as_ref())
+    }
+
+    fn commit(
+        &self,
+        turns: &[IngestTurn],
+        gaps: &[Gap],
+        pos: Option<&IngestPos>,
+    ) -> Result<Inserted> {
+        match self.commit_with(turns, gaps, pos, false) {
+            Err(error) if !error.is_passing() => {
+                tracing::warn!(%error, "a batch is stored turn by turn");
+                self.commit_with(turns, gaps, pos, true)
+            }
+            done => done,
+        }
+    }
+
+    /// `one_by_one`: each turn in a savepoint of its own, and what fails for good is counted as dropped.
+    fn commit_with(
+        &self,
+        turns: &[IngestTurn],
+        gaps: &[Gap],
+        pos: Option<&IngestPos>,
+        one_by_one: bool,
+    ) -> Result<Inserted> {
+        let write = self.write()?;
+        let mut inserted = Inserted::default();
+        for turn in turns {
+            if !one_by_one {
+                insert(&write, turn, &mut inserted)?;
+                continue;
+            }
+            write.execute_batch("SAVEPOINT turn")?;
+            let mut tried = inserted;
+            match insert(&write, turn, &mut tried) {
+                Ok(()) => inserted = tried,
+                Err(error) if error.is_passing() => return Err(error),
+                Err(error) => {
+                    tracing::error!(turn = %turn.begin.turn_id, %error, "a turn cannot be stored");
+                    write.execute_batch("ROLLBACK TO turn")?;
+                    inserted.refused += 1;
+                    let (route, reason) = (turn.begin.route.clone(), DropReason::Undecodable);
+                    add_drop(&write, &Gap { route, reason, count: 1, at_ms: now_ms() })?;
+                }
+            }
+            write.execute_batch("RELEASE turn")?;
+        }
+        for gap in gaps {
+            add_drop(&write, gap)?;
+        }
+        if let Some(pos) = pos {
+            let mut put = write.prepare_cached(
+                "INSERT INTO ingest_pos (boot, segment, offset) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (boot) DO UPDATE SET segment = excluded.segment, offset = excluded.offset",
+            )?;
+            put.execute(params![pos.boot, pos.segment, int(pos.offset)])?;
+        }
+        write.commit()?;
+        Ok(inserted)
+    }
+
+    /// How far a process's spool is stored; `None` when nothing of it is.
+    pub fn ingest_pos(&self, boot: &str) -> Result<Option<IngestPos>> {
+        let sql = "SELECT segment, offset FROM ingest_pos WHERE boot = ?1";
+        let mut find = self.conn.prepare_cached(sql)?;
+        let row = find
+            .query_row([boot], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, i64>(1)?)))
+            .optional()?;
+        Ok(row.map(|(segment, offset)| IngestPos {
+            boot: boot.to_owned(),
+            segment,
+            offset: super::uint(offset),
+        }))
+    }
+
+    /// Forgets a position, once the process's directory is gone.
+    pub fn forget_pos(&self, boot: &str) -> Result<()> {
+        let write = self.write()?;
+        write.execute("DELETE FROM ingest_pos WHERE boot = ?1", [boot])?;
+        Ok(write.commit()?)
+    }
+
+    /// Whether a turn is stored.
+    pub fn contains(&self, turn: TurnId) -> Result<bool> {
+        Ok(row_of(&self.conn, turn)?.is_some())
+    }
+}
+
+/// The row of a turn.
+pub(super) fn row_of(conn: &Connection, turn: TurnId) -> Result<Option<i64>> {
+    let mut find = conn.prepare_cached("SELECT id FROM turns WHERE turn_id = ?1")?;
+    Ok(find.query_row([turn.to_string()], |row| row.get(0)).optional()?)
+}
+
+fn insert(conn: &Connection, turn: &IngestTurn, inserted: &mut Inserted) -> Result<()> {
+    if row_of(conn, turn.begin.turn_id)?.is_some() {
+        inserted.duplicates += 1;
+        return Ok(());
+    }
+    let resolution = resolve(conn, turn)?;
+    let parent = match &resolution.link {
+        Some(link) => row_of(conn, link.parent)?,
+        None => None,
+    };
+    let id = insert_turn(conn, turn, &resolution, parent)?;
+    insert_parts(conn, turn, id)?;
+    inserted.stored += 1;
+    if let (Some(parent), Some(link)) = (parent, &resolution.link) {
+        inserted.linked += 1;
+        if gives_next_state(link.kind, link.confidence, link.answer_at, turn.messages().len()) {
+            add_next_states(conn, parent, 1)?;
+        }
+    }
+    let answer_at = resolution.link.as_ref().filter(|_| parent.is_some()).map(|l| l.answer_at);
+    pending::remember(conn, turn, id, answer_at)?;
+    inserted.relinked += pending::resolve(conn, turn, id, &resolution.session_id)?;
+    Ok(())
+}
+
+fn resolve(conn: &Connection, turn: &IngestTurn) -> Result<Resolution> {
+    let messages = turn.messages();
+    if messages.is_empty() {
+        let session_id = turn.begin.turn_id.to_string();
+        return Ok(Resolution { session_id, link: None, repeat_of: None });
+    }
+    let incoming = Incoming {
+        turn_id: turn.begin.turn_id,
+        started_ms: turn.begin.started_ms,
+        route: &turn.begin.route,
+        messages,
+        explicit_session: turn.session.as_deref(),
+    };
+    link::resolve(&Index(conn), &turn.key, &incoming)
+}
+
+/// Whether a child says what became of its parent's answer: it adds messages, and the link is sure enough.
+pub(super) fn gives_next_state(
+    kind: LinkKind,
+    confidence: f64,
+    answer_at: usize,
+    messages: usize,
+) -> bool {
+    // Turns with an identical history and answer are interchangeable, so ambiguity does no harm to exact links.
+    let sure =
+        matches!(kind, LinkKind::Exact | LinkKind::ToolCallId) || confidence >= CONFIDENCE_MIN;
+    sure && answer_at + 1 < messages
+}
+
+/// Adds to how many children give a turn a next state.
+pub(super) fn add_next_states(conn: &Connection, turn: i64, change: i64) -> Result<()> {
+    let sql = "UPDATE turns SET next_states = max(0, next_states + ?2) WHERE id = ?1";
+    conn.prepare_cached(sql)?.execute([turn, change])?;
+    Ok(())
+}
+
+fn headers_json(headers: &Headers) -> String {
+    serde_json::to_string(headers).unwrap_or_else(|_| "[]".to_owned())
+}
+
+const INSERT_TURN: &str = "INSERT INTO turns (
+    turn_id, session_id, parent, parent_choice, answer_at, link, link_confidence, repeat_of,
+    route, mode, alias, tenant, method, path, model, generation, policy_version,
+    started_ms, first_byte_ms, duration_ms, status, outcome, stream, attempts,
+    prompt, prompt_len, params, request_headers, response_headers, request_bytes, response_bytes,
+    raw_request, raw_response, prompt_tokens, completion_tokens, flags, judgeable, next_states, judged)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24,
+    ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, 0, 0)";
+
+fn insert_turn(
+    conn: &Connection,
+    turn: &IngestTurn,
+    resolution: &Resolution,
+    parent: Option<i64>,
+) -> Result<i64> {
+    let (begin, done) = (&turn.begin, turn.done.as_ref());
+    let link = resolution.link.as_ref().filter(|_| parent.is_some());
+    let usage = turn.response.as_ref().and_then(|response| response.usage);
+    let put =
+        |body: &Option<bodies::Body>| body.as_ref().map(|body| bodies::put(conn, body)).transpose();
+    let mut insert = conn.prepare_cached(INSERT_TURN)?;
+    Ok(insert.insert(params![
+        begin.turn_id.to_string(),
+        resolution.session_id,
+        parent,
+        link.map_or(0, |link| link.choice),
+        link.map(|link| int(link.answer_at as u64)),
+        link.map(|link| link.kind.as_str()),
+        link.map_or(0.0, |link| link.confidence),
+        resolution.repeat_of.map(|turn| turn.to_string()),
+        begin.route,
+        begin.mode.as_str(),
+        begin.alias,
+        begin.tenant,
+        begin.method,
+        begin.path,
+        turn.request.as_ref().and_then(|request| request.model.as_deref()),
+        turn.generation.as_str(),
+        begin.policy_version.cast_signed(),
+        begin.started_ms,
+        done.and_then(|done| done.first_byte_ms).map(int),
+        done.map(|done| int(done.duration_ms)),
+        done.map_or(0, |done| done.status),
+        turn.outcome.as_str(),
+        turn.request.as_ref().is_some_and(|request| request.stream),
+        done.map_or(0, |done| done.attempts),
+        bodies::put_chain(conn, &turn.nodes)?,
+        int(turn.nodes.len() as u64),
+        put(&turn.params)?,
+        headers_json(&begin.headers),
+        done.map_or_else(|| "[]".to_owned(), |done| headers_json(&done.headers)),
+        int(begin.body_len),
+        done.map_or(0, |done| int(done.body_len)),
+        put(&turn.raw_request)?,
+        put(&turn.raw_response)?,
+        usage.map(|usage| int(usage.prompt_tokens)),
+        usage.map(|usage| int(usage.completion_tokens)),
+        turn.flags,
+        turn.judgeable(),
+    ])?)
+}
+
+/// The rows beside a turn's own: its answers and what it can be found by.
+fn insert_parts(conn: &Connection, turn: &IngestTurn, id: i64) -> Result<()> {
+    let answers = turn.response.as_ref().map_or(&[][..], |response| &response.choices);
+    let mut choice = conn.prepare_cached(
+        "INSERT OR IGNORE INTO choices (turn, idx, message, finish_reason) VALUES (?1, ?2, ?3, ?4)",
+    )?;
+    for (answer, body) in answers.iter().zip(&turn.choices) {
+        choice.execute(params![
+            id,
+            answer.index,
+            bodies::put(conn, body)?,
+            answer.finish_reason
+        ])?;
+    }
+    let mut entry = conn.prepare_cached(
+        "INSERT OR IGNORE INTO link_index (kind, hash, turn, choice) VALUES (?1, ?2, ?3, ?4)",
+    )?;
+    for row in &turn.entries {
+        entry.execute(params![row.kind.number(), &row.hash[..], id, row.choice])?;
+    }
+    Ok(())
+}
