@@ -22,7 +22,8 @@ pub struct BackendConfig {
     pub residents_max: usize,
     /// Estimated bytes of all engines held in memory at once.
     pub resident_bytes_max: u64,
-    /// Sequences that generate at once, over all generations.
+    /// Replies that are under way at once, over all generations. Within one engine on the CPU they
+    /// take turns, see [`crate::resident::SEQUENCES_IN_CPU_ENGINE`].
     pub sequences_max: usize,
     /// Reply tokens when the request names no limit; 0 means up to the model's context.
     pub tokens_default_max: usize,

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use crate::error::{ApiError, Code};
 use crate::request::{Job, Prompt};
 use crate::resident::Lease;
-use crate::sample::{Bounds, Picked, Sampler};
+use crate::sample::{Bounds, Picked, Sampler, Seat};
 use crate::text::{Characters, Stops};
 use crate::tools::{Call, Scanner};
 
@@ -59,12 +59,23 @@ pub struct Step {
     pub finish: Option<Finish>,
 }
 
+/// How long a run waits, at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Waits {
+    /// For its turn.
+    pub turn: Duration,
+    /// For a token.
+    pub token: Duration,
+}
+
 /// One choice being generated. Dropping it frees the engine at its next step.
 pub struct Run {
     lease: Lease,
     sampler: Arc<Sampler>,
     replies: mpsc::Receiver<Response>,
-    stall: Duration,
+    /// The request, until the engine has a turn for it.
+    queued: Option<Box<NormalRequest>>,
+    waits: Waits,
     read: usize,
     closed: bool,
     done: bool,
@@ -77,16 +88,16 @@ pub struct Run {
 }
 
 impl Run {
-    /// Submits choice `index` of `prompt`.
+    /// Prepares choice `index` of `prompt`. It is submitted with the first step.
     ///
     /// # Errors
-    /// The prompt is too long or names tokens that do not exist, or the engine is dead.
+    /// The prompt is too long or names tokens that do not exist.
     pub fn start(
         lease: Lease,
         job: &Job,
         prompt: &Prompt,
         index: usize,
-        stall: Duration,
+        waits: Waits,
     ) -> Result<Self, ApiError> {
         let vocabulary = &lease.vocabulary;
         let messages = messages(prompt, &lease)?;
@@ -118,17 +129,17 @@ impl Run {
             tools: (!job.tools.is_empty()).then(|| job.tools.clone()),
             // The template shows the tools; their calls are found by `tools::Scanner`.
             tool_choice: Some(ToolChoice::None),
-            logits_processors: Some(vec![Arc::clone(&sampler) as _]),
+            logits_processors: None,
             return_raw_logits: false,
             web_search_options: None,
             model_id: None,
             truncate_sequence: false,
         };
-        lease.send(Request::Normal(Box::new(request))).map_err(|()| restarting())?;
         Ok(Self {
             sampler,
             replies,
-            stall,
+            queued: Some(Box::new(request)),
+            waits,
             read: 0,
             closed: false,
             done: false,
@@ -162,6 +173,7 @@ impl Run {
     /// # Errors
     /// What the engine says, silence for too long, or a dead engine.
     pub async fn next(&mut self) -> Result<Option<Step>, ApiError> {
+        self.submit().await?;
         while !self.done {
             if let Some(step) = self.read_along() {
                 return Ok(Some(step));
@@ -169,7 +181,7 @@ impl Run {
             if self.closed {
                 return Err(self.broken_off());
             }
-            match tokio::time::timeout(self.stall, self.replies.recv()).await {
+            match tokio::time::timeout(self.waits.token, self.replies.recv()).await {
                 Err(_) => {
                     let message = "The engine gave no token for too long; try again.";
                     return Err(ApiError::new(Code::Timeout, message));
@@ -179,6 +191,19 @@ impl Run {
             }
         }
         Ok(None)
+    }
+
+    /// Hands the request to the engine when its turn comes; does nothing after that.
+    async fn submit(&mut self) -> Result<(), ApiError> {
+        let Some(mut request) = self.queued.take() else { return Ok(()) };
+        let turn = Arc::clone(&self.lease.turns).acquire_owned();
+        let Ok(Ok(turn)) = tokio::time::timeout(self.waits.turn, turn).await else {
+            let message = "The wait for the engine is over; try again.";
+            return Err(ApiError::new(Code::Timeout, message));
+        };
+        let seat = Seat::new(Arc::clone(&self.sampler), turn);
+        request.logits_processors = Some(vec![Arc::new(seat)]);
+        self.lease.send(Request::Normal(request)).map_err(|()| restarting())
     }
 
     fn look_at(&self, reply: Response) -> Result<(), ApiError> {

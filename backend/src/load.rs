@@ -57,14 +57,8 @@ fn build_here(
     sequences_max: usize,
 ) -> Result<Resident, String> {
     let name = Some(model.dir.to_string_lossy().into_owned());
-    let mut builder = NormalLoaderBuilder::new(
-        NormalSpecificConfig::default(),
-        None,
-        None,
-        name,
-        false,
-        None,
-    );
+    let mut builder =
+        NormalLoaderBuilder::new(NormalSpecificConfig::default(), None, None, name, false, None);
     if let Some(adapter) = &adapter {
         builder = builder.with_lora(vec![adapter.dir.to_string_lossy().into_owned()]);
     }
@@ -96,12 +90,10 @@ fn build_here(
         }
     };
     let sequences = NonZeroUsize::new(sequences_max).unwrap_or(NonZeroUsize::MIN);
-    let scheduler = SchedulerConfig::DefaultScheduler {
-        method: DefaultSchedulerMethod::Fixed(sequences),
-    };
-    let engine = MistralRsBuilder::new(pipeline, scheduler, false, None)
-        .with_no_prefix_cache(true)
-        .build();
+    let scheduler =
+        SchedulerConfig::DefaultScheduler { method: DefaultSchedulerMethod::Fixed(sequences) };
+    let engine =
+        MistralRsBuilder::new(pipeline, scheduler, false, None).with_no_prefix_cache(true).build();
     let engine = runtime.block_on(engine);
     let sender = engine.get_sender(None).map_err(|e| e.to_string())?;
     let (generation, rank, adapter_bytes) = match &adapter {

@@ -9,7 +9,16 @@ use hone_shared::clock::now_ms;
 use hone_shared::turn::Generation;
 use mistralrs_core::llguidance::toktrie::TokEnv;
 use mistralrs_core::{MistralRs, Request};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+
+/// How many sequences may be inside one engine on the CPU: one.
+///
+/// In mistralrs-core 0.8.1 the CPU attention of a decode step keeps its partial sums per tile and
+/// head, not per sequence (`attention/backends/cpu.rs`, `flash_attn_cpu_single_q`): in a batch every
+/// sequence gets the attention of the last one, so one client's reply is built from another's
+/// prompt. Batched prompts are right, batched decoding is not, and the scheduler batches whatever
+/// has the same length. Until the crate is fixed, a turn is one sequence, first come first served.
+pub const SEQUENCES_IN_CPU_ENGINE: usize = 1;
 
 /// Turns text into token ids as the engine does.
 pub type Encode = Box<dyn Fn(&str) -> Result<Vec<u32>, String> + Send + Sync>;
@@ -38,6 +47,8 @@ pub struct Resident {
     pub loaded_ms: i64,
     /// Tokenizer facts.
     pub vocabulary: Vocabulary,
+    /// Sequences that may be inside the engine at once; see [`SEQUENCES_IN_CPU_ENGINE`].
+    pub turns: Arc<Semaphore>,
     sender: mpsc::Sender<Request>,
     leases: AtomicUsize,
     used_ms: AtomicI64,
@@ -62,6 +73,7 @@ impl Resident {
             adapter_bytes,
             loaded_ms: now,
             vocabulary,
+            turns: Arc::new(Semaphore::new(SEQUENCES_IN_CPU_ENGINE)),
             sender,
             leases: AtomicUsize::new(0),
             used_ms: AtomicI64::new(now),

@@ -1,4 +1,4 @@
-//! Picks the tokens: a `CustomLogitsProcessor` that sees the raw logits of every step of one
+//! Picks the tokens: a logits processor that sees the raw logits of every step of one
 //! sequence, samples from them itself, and hands the engine a one-hot that leaves no choice.
 //!
 //! Why not the engine's sampler: its log-probabilities are base 10 and wrong at temperature 0, it
@@ -11,10 +11,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Tensor};
 use mistralrs_core::CustomLogitsProcessor;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// How tokens are drawn.
 #[derive(Debug, Clone, PartialEq)]
@@ -161,10 +162,25 @@ impl Sampler {
     }
 }
 
-impl CustomLogitsProcessor for Sampler {
+/// The sampler as the engine holds it, with the turn that its sequence takes. The engine drops it
+/// together with the sequence, and not before: so the next turn begins only when this sequence has
+/// left the engine, however it ended.
+pub struct Seat {
+    sampler: Arc<Sampler>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Seat {
+    /// Seats a sampler.
+    pub fn new(sampler: Arc<Sampler>, turn: OwnedSemaphorePermit) -> Self {
+        Self { sampler, _turn: turn }
+    }
+}
+
+impl CustomLogitsProcessor for Seat {
     fn apply(&self, logits: &Tensor, context: &[u32]) -> candle_core::Result<Tensor> {
         let logits: Vec<f32> = logits.to_vec1()?;
-        let id = self.pick(&logits, context);
+        let id = self.sampler.pick(&logits, context);
         let mut one_hot = vec![0f32; logits.len()];
         if let Some(slot) = one_hot.get_mut(id as usize) {
             *slot = 1.0;

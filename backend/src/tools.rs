@@ -75,7 +75,9 @@ impl Scanner {
     /// Whether a bare JSON call stands complete, so that nothing useful can follow.
     pub fn complete(&self) -> bool {
         let bare = self.held.trim();
-        self.holding && bare.ends_with(['}', ']']) && !calls_in(bare, &self.names).is_empty()
+        self.holding
+            && bare.ends_with(['}', ']'])
+            && !calls_in(bare, &self.names).is_empty()
             && !bare.starts_with(OPEN)
     }
 

@@ -144,6 +144,25 @@ async fn choices_seeds_stops_and_logprobs_behave() {
     }
 }
 
+/// mistralrs-core 0.8.1 mixes sequences that it decodes in one batch on the CPU; see
+/// `resident::SEQUENCES_IN_CPU_ENGINE`. Prompts of equal length are what its scheduler batches.
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_that_run_at_once_are_what_each_is_alone() {
+    let bed = shared().await;
+    let questions =
+        ["Name a red fruit.", "Name a big animal.", "Name a cold country.", "Name a fast car."];
+    let mut alone = Vec::new();
+    for question in questions {
+        alone.push(bed.chat(ask(question, 12)).await);
+    }
+    let lengths: Vec<&Value> = alone.iter().map(|body| &body["usage"]["prompt_tokens"]).collect();
+    assert!(lengths.windows(2).all(|pair| pair[0] == pair[1]), "{lengths:?}");
+    let together = questions.iter().map(|question| bed.chat(ask(question, 12)));
+    for (one, other) in futures::future::join_all(together).await.iter().zip(&alone) {
+        assert_eq!(one["choices"], other["choices"]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn legacy_completions_continue_the_prompt() {
     let bed = shared().await;

@@ -65,10 +65,7 @@ fn call(call: &Call) -> Value {
 }
 
 /// OpenAI's chat form of log-probabilities.
-fn token_logprobs<'a>(
-    tokens: impl Iterator<Item = &'a Picked>,
-    table: &[(u32, Vec<u8>)],
-) -> Value {
+fn token_logprobs<'a>(tokens: impl Iterator<Item = &'a Picked>, table: &[(u32, Vec<u8>)]) -> Value {
     let entry = |id: u32, logprob: f32| {
         let bytes = table.iter().find(|(known, _)| *known == id).map(|(_, bytes)| bytes.as_slice());
         let bytes = bytes.unwrap_or_default();
@@ -93,7 +90,13 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn chunk(&self, index: usize, delta: &Value, logprobs: Option<Value>, end: Option<&str>) -> Value {
+    fn chunk(
+        &self,
+        index: usize,
+        delta: &Value,
+        logprobs: Option<Value>,
+        end: Option<&str>,
+    ) -> Value {
         let choice =
             json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": end});
         let mut chunk = self.envelope.object("chat.completion.chunk", json!([choice]));

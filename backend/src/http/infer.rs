@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::App;
 use crate::error::ApiError;
-use crate::generate::{Run, Step};
+use crate::generate::{Run, Step, Waits};
 use crate::request::{Job, Limits};
 use crate::resident::Lease;
 use crate::select::{HEADER, Known, select};
@@ -122,11 +122,14 @@ pub async fn start(
     let permit = app.admission.enter(job.choices()).await?;
     // Leased after the wait, so that the request sees the newest flip.
     let lease: Lease = fleet.lease(&selection).await?;
-    let stall = Duration::from_millis(app.config.stall_ms_max);
+    let waits = Waits {
+        turn: Duration::from_millis(app.config.queue_wait_ms_max),
+        token: Duration::from_millis(app.config.stall_ms_max),
+    };
     let mut runs = Vec::with_capacity(job.choices());
     for prompt in &job.prompts {
         for index in 0..job.n {
-            runs.push(Run::start(lease.clone(), job, prompt, index, stall)?);
+            runs.push(Run::start(lease.clone(), job, prompt, index, waits)?);
         }
     }
     let envelope = Envelope {

@@ -118,7 +118,8 @@ fn content(value: Option<&Value>, place: &str) -> Result<Option<String>, ApiErro
                     .or_else(|| part["refusal"].as_str())
                     .ok_or_else(|| wrong(&format!("{place}[{index}].text"), "a string", part)),
                 Some(other) => {
-                    let message = format!("`{place}[{index}]`: this model reads text, not {other}.");
+                    let message =
+                        format!("`{place}[{index}]`: this model reads text, not {other}.");
                     Err(ApiError::of(Code::Unsupported, place, message))
                 }
                 None => Err(wrong(&format!("{place}[{index}]"), "a part with a `type`", part)),

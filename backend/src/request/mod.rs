@@ -15,6 +15,9 @@ use serde_json::{Map, Value};
 use crate::error::{ApiError, Code};
 use crate::sample::Draw;
 
+#[cfg(test)]
+mod tests;
+
 /// What the parser must know of the server.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -167,9 +170,10 @@ impl<'a> Fields<'a> {
         }
         match value.as_u64().filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number as usize)),
-            None if most == u64::from(u32::MAX) => {
-                Err(ApiError::value(name, format!("`{name}` must be at least {least}, not {value}.")))
-            }
+            None if most == u64::from(u32::MAX) => Err(ApiError::value(
+                name,
+                format!("`{name}` must be at least {least}, not {value}."),
+            )),
             None => {
                 let message = format!("`{name}` must be from {least} to {most}, not {value}.");
                 Err(ApiError::value(name, message))

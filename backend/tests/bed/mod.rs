@@ -67,7 +67,12 @@ impl Bed {
                 hone_backend::serve(config, listener, token).await.unwrap();
             });
         });
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            // Every test has a runtime of its own; an idle connection would die with the first.
+            .pool_max_idle_per_host(0)
+            .build()
+            .unwrap();
         Self { url, registry, client, _dir: dir, _stop: stop.drop_guard() }
     }
 
@@ -184,7 +189,8 @@ pub fn publish(registry: &Path, seed: u64, strength: f32) -> String {
             for _ in 0..shape[0] * shape[1] {
                 data.extend_from_slice(&(random() * scale).to_le_bytes());
             }
-            let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
+            let entry =
+                json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
             header.insert(format!("base_model.model.{module}.lora_{half}.weight"), entry);
         }
     }
