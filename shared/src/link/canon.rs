@@ -90,7 +90,8 @@ pub fn similarity(a: &str, b: &str) -> f64 {
         return 1.0;
     }
     let grams = |text: &str| {
-        let clipped = (0..=text.len().min(SIMILARITY_BYTES_MAX)).rev().find_map(|at| text.get(..at));
+        let clipped =
+            (0..=text.len().min(SIMILARITY_BYTES_MAX)).rev().find_map(|at| text.get(..at));
         let chars: Vec<char> = clipped.unwrap_or_default().chars().collect();
         let mut counts: BTreeMap<[char; 3], usize> = BTreeMap::new();
         for gram in chars.windows(3) {

@@ -6,9 +6,7 @@
 use serde_json::Value;
 
 use super::canon::{canon, canon_loose, loose_text};
-use super::{
-    ASSISTANT_CHARS_MIN, Entry, Hash, HashKind, TOOL_CALL_ENTROPY_BITS_MIN,
-};
+use super::{ASSISTANT_CHARS_MIN, Entry, Hash, HashKind, TOOL_CALL_ENTROPY_BITS_MIN};
 use crate::wire::Choice;
 
 /// A tenant's key. Rotating the secret begins a new epoch: older turns are no longer found.
@@ -63,7 +61,8 @@ impl Chain {
 
     /// The same over loose forms of the messages that are no answers.
     pub(super) fn skeleton(key: &LinkKey, route: &str, messages: &[Value]) -> Self {
-        let form = |message: &Value| if is_assistant(message) { None } else { canon_loose(message) };
+        let form =
+            |message: &Value| if is_assistant(message) { None } else { canon_loose(message) };
         Self::build(key, "skeleton", route, messages, form)
     }
 

@@ -28,9 +28,9 @@ pub fn resolve<I: LinkIndex>(
     let mut probe = Probe { index, key, incoming, session, twin: None };
     // Requests of another session with the same words are other conversations, not retries.
     let twins = probe.find(HashKind::Prompt, &chain.last())?;
-    probe.twin = twins.into_iter().find(|twin| {
-        probe.session.as_ref().is_none_or(|session| *session == twin.session_id)
-    });
+    probe.twin = twins
+        .into_iter()
+        .find(|twin| probe.session.as_ref().is_none_or(|session| *session == twin.session_id));
     let found = probe.search(&chain)?;
     let (link, parents_session) = found.unzip();
     let own = || incoming.turn_id.to_string();
@@ -92,9 +92,8 @@ impl<I: LinkIndex> Probe<'_, I> {
         let mut found: Vec<(Candidate, usize)> = Vec::new();
         for hash in ids.take(PROBES_MAX).filter_map(|id| call_hash(self.key, id)) {
             for candidate in self.find(HashKind::ToolCall, &hash)? {
-                let same = |c: &Candidate| {
-                    (c.turn_id, c.choice) == (candidate.turn_id, candidate.choice)
-                };
+                let same =
+                    |c: &Candidate| (c.turn_id, c.choice) == (candidate.turn_id, candidate.choice);
                 match found.iter_mut().find(|(known, _)| same(known)) {
                     Some((_, count)) => *count += 1,
                     None => found.push((candidate, 1)),
@@ -191,7 +190,9 @@ impl<I: LinkIndex> Probe<'_, I> {
         let before = self.twin.as_ref().and_then(|twin| twin.parent);
         let again = found.iter().find(|c| before == Some((c.turn_id, c.choice)));
         let unanswered = found.iter().find(|c| c.children == 0);
-        if found.len() > 1 && again.is_none() && found.iter().filter(|c| c.children == 0).count() == 1
+        if found.len() > 1
+            && again.is_none()
+            && found.iter().filter(|c| c.children == 0).count() == 1
         {
             certainty = 0.8;
         }

@@ -50,7 +50,8 @@ impl GatePolicy {
         let prompts = raw.neutral_prompts.len();
         let blank = raw.neutral_prompts.iter().any(|prompt| prompt.trim().is_empty());
         if prompts == 0 || prompts > PROMPTS_MAX || blank {
-            let found = if blank { "has a blank one".to_owned() } else { format!("a list of {prompts}") };
+            let found =
+                if blank { "has a blank one".to_owned() } else { format!("a list of {prompts}") };
             let allowed = format!("1 to {PROMPTS_MAX} prompts, none of them blank");
             return Err(check.refuse("neutral_prompts", &found, allowed));
         }

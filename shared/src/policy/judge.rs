@@ -351,15 +351,21 @@ impl RawLlm {
     fn check(self, check: &Checker<'_>) -> Result<LlmJudge, PolicyError> {
         let needed = ["{answer}", "{next_state}"];
         if self.enabled && needed.iter().any(|name| !self.prompt.contains(name)) {
-            let allowed = format!("a text with {}; also {}", needed.join(", "), PLACEHOLDERS.join(" "));
+            let allowed =
+                format!("a text with {}; also {}", needed.join(", "), PLACEHOLDERS.join(" "));
             return Err(check.refuse("llm.prompt", "missing a placeholder", allowed));
         }
         if let Some(endpoint) = &self.endpoint
             && !endpoint.starts_with("http://")
             && !endpoint.starts_with("https://")
         {
-            let allowed = "a URL such as http://127.0.0.1:8000/v1, or no endpoint at all for the engine";
-            return Err(check.refuse("llm.endpoint", &format!("\"{endpoint}\""), allowed.to_owned()));
+            let allowed =
+                "a URL such as http://127.0.0.1:8000/v1, or no endpoint at all for the engine";
+            return Err(check.refuse(
+                "llm.endpoint",
+                &format!("\"{endpoint}\""),
+                allowed.to_owned(),
+            ));
         }
         let judge = LlmJudge {
             enabled: self.enabled,

@@ -24,7 +24,13 @@ pub struct Limit {
     pub meaning: &'static str,
 }
 
-const fn whole(key: &'static str, default: f64, min: f64, max: f64, meaning: &'static str) -> Limit {
+const fn whole(
+    key: &'static str,
+    default: f64,
+    min: f64,
+    max: f64,
+    meaning: &'static str,
+) -> Limit {
     Limit { key, default, min, max, whole: true, meaning }
 }
 

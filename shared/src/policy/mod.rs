@@ -29,7 +29,7 @@ pub use gate::GatePolicy;
 pub use judge::{HintMode, HintPolicy, JudgePolicy, LlmJudge, Pattern, RuleHit, Rules};
 pub use limits::{LIMITS, Limit};
 pub use route::{
-    CapturePolicy, RouteMatch, RoutePolicy, RoundPolicy, StopPolicy, Teacher, TrainPolicy,
+    CapturePolicy, RoundPolicy, RouteMatch, RoutePolicy, StopPolicy, Teacher, TrainPolicy,
 };
 pub use watch::PolicyWatch;
 
@@ -94,7 +94,8 @@ impl PolicySet {
             read_section(dir, section, &mut files)?;
         }
         if files.is_empty() {
-            let problem = "holds no policy: expected routes/, judges/ and gates/ with .toml files".into();
+            let problem =
+                "holds no policy: expected routes/, judges/ and gates/ with .toml files".into();
             return Err(PolicyError::Io { file: dir.display().to_string(), problem });
         }
         Self::from_files(files.iter().map(|(path, text)| (path.as_str(), text.as_str())))
@@ -192,9 +193,10 @@ fn split_path(path: &str) -> Result<(&str, &str), PolicyError> {
     };
     parts.filter(known).ok_or_else(|| PolicyError::Io {
         file: path.to_owned(),
-        problem: "a policy is routes/NAME.toml, judges/NAME.toml or gates/NAME.toml; NAME is 1 to 64 \
+        problem:
+            "a policy is routes/NAME.toml, judges/NAME.toml or gates/NAME.toml; NAME is 1 to 64 \
                   of A-Z a-z 0-9 . _ -"
-            .to_owned(),
+                .to_owned(),
     })
 }
 

@@ -62,9 +62,10 @@ impl RouteMatch {
         });
         path_matches
             && (self.tenants.is_empty() || self.tenants.iter().any(|t| t == tenant))
-            && self.headers.iter().all(|(name, pattern)| {
-                headers(name).is_some_and(|value| glob(pattern, &value))
-            })
+            && self
+                .headers
+                .iter()
+                .all(|(name, pattern)| headers(name).is_some_and(|value| glob(pattern, &value)))
     }
 }
 
@@ -248,7 +249,8 @@ impl RoutePolicy {
         let raw: RawRoute = parse_toml(file, text)?;
         let check = Checker { file };
         if !valid_name(&raw.alias) {
-            let allowed = "1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit".to_owned();
+            let allowed =
+                "1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit".to_owned();
             return Err(check.refuse("alias", &format!("\"{}\"", raw.alias), allowed));
         }
         Ok(Self {
@@ -354,10 +356,14 @@ mod tests {
 
     #[test]
     fn a_star_in_a_glob_stands_for_any_text() {
-        for (pattern, text) in [("*", ""), ("a*", "abc"), ("*c", "abc"), ("a*c", "abxc"), ("abc", "abc")] {
+        for (pattern, text) in
+            [("*", ""), ("a*", "abc"), ("*c", "abc"), ("a*c", "abxc"), ("abc", "abc")]
+        {
             assert!(glob(pattern, text), "{pattern} {text}");
         }
-        for (pattern, text) in [("a*", "ba"), ("*c", "cb"), ("ab*ba", "aba"), ("abc", "abcd"), ("", "x")] {
+        for (pattern, text) in
+            [("a*", "ba"), ("*c", "cb"), ("ab*ba", "aba"), ("abc", "abcd"), ("", "x")]
+        {
             assert!(!glob(pattern, text), "{pattern} {text}");
         }
     }

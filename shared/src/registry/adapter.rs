@@ -93,7 +93,9 @@ impl AdapterConfig {
             return refuse("DoRA and modules_to_save are not accepted".to_owned());
         }
         if !raw.rank_pattern.is_empty() || !raw.alpha_pattern.is_empty() {
-            return refuse("rank and alpha must be uniform (no rank_pattern, alpha_pattern)".to_owned());
+            return refuse(
+                "rank and alpha must be uniform (no rank_pattern, alpha_pattern)".to_owned(),
+            );
         }
         check_targets(&raw.target_modules)?;
         Ok(Self { bytes, rank: raw.r, alpha: raw.lora_alpha })
@@ -156,9 +158,12 @@ pub(super) fn check_weights(reader: &mut impl Read, len: u64) -> Result<()> {
         let tensor: RawTensor = serde_json::from_value(entry)
             .map_err(|_| refuse(&format!("tensor `{name}` has no data_offsets")))?;
         let module = name.strip_suffix(".lora_A.weight").or(name.strip_suffix(".lora_B.weight"));
-        let known = module.and_then(|m| m.rsplit('.').next()).is_some_and(|m| PROJECTIONS.contains(&m));
+        let known =
+            module.and_then(|m| m.rsplit('.').next()).is_some_and(|m| PROJECTIONS.contains(&m));
         if !known {
-            return Err(refuse(&format!("tensor `{name}` is not a LoRA weight of a known projection")));
+            return Err(refuse(&format!(
+                "tensor `{name}` is not a LoRA weight of a known projection"
+            )));
         }
         end = end.max(tensor.data_offsets[1]);
         tensors += 1;

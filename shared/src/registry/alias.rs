@@ -64,9 +64,8 @@ impl Registry {
             }
             other => other.map_err(at(&path))?,
         };
-        let state: AliasState = serde_json::from_slice(&text).map_err(|e| {
-            RegistryError::Malformed { path: path.clone(), problem: e.to_string() }
-        })?;
+        let state: AliasState = serde_json::from_slice(&text)
+            .map_err(|e| RegistryError::Malformed { path: path.clone(), problem: e.to_string() })?;
         if state.alias != name {
             let problem = format!("this is the file of alias `{}`", state.alias);
             return Err(RegistryError::Malformed { path, problem });
@@ -132,10 +131,8 @@ impl Registry {
 
     /// Replaces an alias file whole. Leftovers of a crash do not end in `.json`; the next mover overwrites them.
     fn replace(&self, path: &PathBuf, state: &AliasState) -> Result<()> {
-        let text = serde_json::to_vec_pretty(state).map_err(|e| RegistryError::Malformed {
-            path: path.clone(),
-            problem: e.to_string(),
-        })?;
+        let text = serde_json::to_vec_pretty(state)
+            .map_err(|e| RegistryError::Malformed { path: path.clone(), problem: e.to_string() })?;
         // One name suffices under the lock; the suffix keeps readers from taking it for an alias.
         let temporary = path.with_extension("json.tmp");
         let mut file = File::create(&temporary).map_err(at(&temporary))?;

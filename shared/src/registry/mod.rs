@@ -70,7 +70,9 @@ pub enum RegistryError {
         found: String,
     },
     /// An alias has a name that is not allowed.
-    #[error("`{0}` is not an alias name: use 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit")]
+    #[error(
+        "`{0}` is not an alias name: use 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit"
+    )]
     AliasName(String),
     /// An alias file does not hold what it should.
     #[error("{}: {problem}", path.display())]
@@ -168,7 +170,10 @@ impl Registry {
             let generation = name.to_str().and_then(|text| Generation::parse(text).ok());
             let Some(generation) = generation.filter(|g| !g.is_base()) else { continue };
             if found.len() >= GENERATIONS_MAX {
-                tracing::warn!(limit = GENERATIONS_MAX, "registry lists only its first generations");
+                tracing::warn!(
+                    limit = GENERATIONS_MAX,
+                    "registry lists only its first generations"
+                );
                 break;
             }
             found.push(self.get(&generation)?);

@@ -129,7 +129,9 @@ impl Registry {
         write_synced(&temporary.join(CONFIG_FILE), &mut config.bytes(), &mut |_| {})?;
         let path = temporary.join(WEIGHTS_FILE);
         let bytes = match weights {
-            Weights::Bytes(bytes) => write_synced(&path, &mut &bytes[..], &mut |b| hasher.update(b))?,
+            Weights::Bytes(bytes) => {
+                write_synced(&path, &mut &bytes[..], &mut |b| hasher.update(b))?
+            }
             Weights::File(source) => {
                 let mut file = File::open(source).map_err(at(source))?;
                 write_synced(&path, &mut file, &mut |b| hasher.update(b))?
@@ -167,11 +169,7 @@ impl Registry {
 }
 
 /// Copies a reader into a new file and fsyncs it; every block also goes to `seen`. Returns the bytes written.
-fn write_synced(
-    path: &Path,
-    source: &mut dyn Read,
-    seen: &mut dyn FnMut(&[u8]),
-) -> Result<u64> {
+fn write_synced(path: &Path, source: &mut dyn Read, seen: &mut dyn FnMut(&[u8])) -> Result<u64> {
     let mut file = File::create_new(path).map_err(at(path))?;
     let mut block = vec![0u8; 1 << 20];
     let mut total = 0u64;

@@ -98,7 +98,9 @@ impl Partial {
             None => match (self.calls.iter().find_map(by_id), id) {
                 (Some(known), _) => known,
                 // A new id begins a new call; a delta with neither continues the last one.
-                (None, Some(_)) => self.calls.keys().last().map_or(0, |last| last.saturating_add(1)),
+                (None, Some(_)) => {
+                    self.calls.keys().last().map_or(0, |last| last.saturating_add(1))
+                }
                 (None, None) => self.last_call.saturating_add(position),
             },
         };

@@ -1,0 +1,177 @@
+//! Ingest: spool → parse → link → store, on a thread of its own.
+//!
+//! It follows the spool of this process and adopts those of dead ones. A turn's `Begin` waits, by its position in the
+//! spool and not in the store, until its `Done` comes; its segment is kept for so long. (A table of open turns would
+//! write every request twice; the spool is durable already.) Up to 512 turns or 4 MiB are committed with the position
+//! they were read up to, and only then are segments deleted. What is before the position is read again after a restart
+//! only to find the turns that are still open.
+//!
+//! While SQLite is locked or cannot be written, the batch is kept and tried again; the spool grows, traffic goes on.
+//!
+//! Invariant: every turn of a spool is stored exactly once, or counted as dropped with a reason.
+
+mod source;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use hone_shared::clock::now_ms;
+use hone_shared::data_dir::DataDir;
+use hone_shared::turn::DropReason;
+
+use worker::Worker;
+
+/// Why the ingest could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// The thread could not be started.
+    #[error("the ingest thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Where the ingest reads and writes, and its limits.
+#[derive(Debug, Clone)]
+pub struct IngestConfig {
+    /// The directory of all processes' spools.
+    pub spool_dir: PathBuf,
+    /// The SQLite file.
+    pub store_path: PathBuf,
+    /// The secret of the data directory; keys the links.
+    pub secret: [u8; 32],
+    /// Most turns of one transaction.
+    pub batch_turns_max: usize,
+    /// Most bytes of bodies of one transaction.
+    pub batch_bytes_max: usize,
+    /// Most turns of one process that wait for their end; the oldest is then stored as `proxy_crash`.
+    pub open_turns_max: usize,
+    /// Most bytes of waiting requests that are kept in memory; others are read again when they are needed.
+    pub open_bytes_max: usize,
+    /// How long a turn may wait for its end, milliseconds; it is then stored as `proxy_crash`.
+    pub open_age_ms_max: i64,
+    /// How often dead processes are looked for, milliseconds.
+    pub adopt_every_ms: u64,
+    /// First pause before a failed commit is tried again, milliseconds; doubles up to `retry_ms_max`.
+    pub retry_ms: u64,
+    /// Longest pause before a failed commit is tried again, milliseconds.
+    pub retry_ms_max: u64,
+    /// How long a statement waits for another process's lock, milliseconds.
+    pub busy_ms_max: u64,
+    /// How long stopping may take, milliseconds; the rest stays in the spool and is adopted by the next start.
+    pub drain_ms_max: u64,
+}
+
+impl IngestConfig {
+    /// The defaults for a data directory.
+    pub fn new(data: &DataDir, secret: [u8; 32]) -> Self {
+        Self {
+            spool_dir: data.spool_dir(),
+            store_path: data.store_path(),
+            secret,
+            batch_turns_max: 512,
+            batch_bytes_max: 4 << 20,
+            open_turns_max: 65_536,
+            open_bytes_max: 32 << 20,
+            open_age_ms_max: 24 * 3600 * 1000,
+            adopt_every_ms: 2_000,
+            retry_ms: 50,
+            retry_ms_max: 2_000,
+            busy_ms_max: 5_000,
+            drain_ms_max: 10_000,
+        }
+    }
+}
+
+/// Numbers of one ingest since it was started.
+///
+/// With the spool's: `requests = stored + dropped (here and there) + pending`, and pending is 0 once all is at rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IngestStats {
+    /// Turns of this process that are stored.
+    pub stored: u64,
+    /// Turns of dead processes that were stored here.
+    pub adopted: u64,
+    /// Turns that were stored before.
+    pub duplicates: u64,
+    /// Stored turns with a parent.
+    pub linked: u64,
+    /// Turns that found their parent only after they were stored.
+    pub relinked: u64,
+    /// Turns of this process that were lost between spool and store. Does not contain the spool's own drops.
+    pub dropped: BTreeMap<DropReason, u64>,
+    /// Turns of dead processes that were lost, as found here.
+    pub adopted_dropped: BTreeMap<DropReason, u64>,
+    /// Turns whose end has not yet been read.
+    pub open: usize,
+    /// For how long there has been something to store, milliseconds.
+    pub lag_ms: u64,
+    /// Transactions.
+    pub commits: u64,
+    /// Reads and commits that failed and were tried again.
+    pub errors: u64,
+    /// What the last of them said; `None` once one succeeded.
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Figures {
+    stats: IngestStats,
+    behind_since_ms: Option<i64>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    figures: Mutex<Figures>,
+    /// Since when the ingest is to stop.
+    stop: Mutex<Option<Instant>>,
+    stopping: Condvar,
+}
+
+/// Counters stay valid whoever panicked while holding them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The ingest of this process. Share it behind an `Arc`.
+#[derive(Debug)]
+pub struct Ingest {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Ingest {
+    /// Starts the thread. The store need not be reachable yet.
+    pub fn start(cfg: IngestConfig) -> Result<Self, IngestError> {
+        let shared = Arc::new(Shared::default());
+        let mut worker = Worker::new(cfg, Arc::clone(&shared));
+        let thread =
+            std::thread::Builder::new().name("ingest".to_owned()).spawn(move || worker.run())?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The numbers now.
+    pub fn stats(&self) -> IngestStats {
+        let figures = lock(&self.shared.figures);
+        let lag = figures.behind_since_ms.map_or(0, |since| now_ms() - since);
+        IngestStats { lag_ms: u64::try_from(lag).unwrap_or(0), ..figures.stats.clone() }
+    }
+
+    /// Stores what is in the spool and ends the thread. Close the spool first. Stopping twice is harmless.
+    pub fn drain_and_stop(&self) {
+        lock(&self.shared.stop).get_or_insert_with(Instant::now);
+        self.shared.stopping.notify_all();
+        let Some(thread) = lock(&self.thread).take() else { return };
+        if thread.join().is_err() {
+            tracing::error!("the ingest thread panicked; the spool is adopted by the next start");
+        }
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        self.drain_and_stop();
+    }
+}

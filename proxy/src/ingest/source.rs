@@ -1,0 +1,249 @@
+//! One process's spool, read as whole turns.
+//!
+//! A `Begin` waits here until its `Done` comes. Small ones are kept in memory up to a limit, of others only the position
+//! is kept and the frame is read again. Items before the stored position are replayed to rebuild this state, silently.
+//!
+//! Invariant: a segment is released only when everything before the committed position is stored and no turn that began
+//! in it is still open.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use hone_shared::spool::{ClaimedDir, DirReader, Follower, Item, Position, SpoolError};
+use hone_shared::store::IngestPos;
+use hone_shared::turn::{Begin, Done, DropReason, Gap, Record, TurnId};
+
+use super::IngestConfig;
+
+const BEGIN: u8 = 1;
+const DONE: u8 = 2;
+
+/// What a spool says next.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A turn that ended, or whose process died (`None`).
+    Turn(Box<(Begin, Option<Done>)>),
+    /// The end of a turn whose beginning is not here.
+    Orphan(TurnId),
+    /// Turns that the tap dropped.
+    Gap(Gap),
+    /// One turn, at least, that damage took.
+    Lost(DropReason),
+    /// Nothing that is to be stored.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct OpenTurn {
+    at: Position,
+    started_ms: i64,
+    /// Kept in memory if small enough.
+    begin: Option<Begin>,
+    /// The `Begin` was damaged and is counted already.
+    lost: bool,
+}
+
+/// One process's spool.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) boot: String,
+    pub(super) follower: Option<Follower>,
+    claim: Option<ClaimedDir>,
+    dir: PathBuf,
+    reader: DirReader,
+    /// Items before this were stored by an earlier run.
+    applied: Position,
+    resumed: bool,
+    open: BTreeMap<TurnId, OpenTurn>,
+    open_bytes: usize,
+}
+
+impl Source {
+    /// The spool of this process.
+    pub(super) fn live(follower: Follower) -> Self {
+        let (boot, dir) = (follower.boot().to_owned(), follower.dir().to_owned());
+        let reader = DirReader::live(follower.clone());
+        Self::new(boot, dir, reader, Some(follower), None)
+    }
+
+    /// The spool of a dead process.
+    pub(super) fn dead(claim: ClaimedDir) -> Self {
+        let (boot, dir) = (claim.boot.clone(), claim.path.clone());
+        let reader = DirReader::dead(&dir);
+        Self::new(boot, dir, reader, None, Some(claim))
+    }
+
+    fn new(
+        boot: String,
+        dir: PathBuf,
+        reader: DirReader,
+        follower: Option<Follower>,
+        claim: Option<ClaimedDir>,
+    ) -> Self {
+        let (open, applied) = (BTreeMap::new(), Position::default());
+        let (resumed, open_bytes) = (false, 0);
+        Self { boot, follower, claim, dir, reader, applied, resumed, open, open_bytes }
+    }
+
+    /// Whether it is this process's own.
+    pub(super) fn is_own(&self) -> bool {
+        self.follower.is_some()
+    }
+
+    /// Whether it is not yet known what an earlier run has stored.
+    pub(super) fn is_new(&self) -> bool {
+        !self.resumed
+    }
+
+    /// Says what an earlier run has stored.
+    pub(super) fn resume(&mut self, pos: Option<IngestPos>) {
+        self.resumed = true;
+        if let Some(IngestPos { segment, offset, .. }) = pos {
+            self.applied = Position { segment, offset };
+        }
+    }
+
+    /// Up to where the spool was read.
+    pub(super) fn read_upto(&self) -> Position {
+        self.reader.position()
+    }
+
+    /// Turns that wait for their end.
+    pub(super) fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Where reading goes on; at least what was stored before.
+    pub(super) fn pos(&self) -> IngestPos {
+        let Position { segment, offset } = self.reader.position().max(self.applied);
+        IngestPos { boot: self.boot.clone(), segment, offset }
+    }
+
+    /// The next event; `None` when there is nothing more to read for now.
+    pub(super) fn next(
+        &mut self,
+        cfg: &IngestConfig,
+        now_ms: i64,
+    ) -> Result<Option<Event>, SpoolError> {
+        if let Some(overdue) = self.overdue(cfg, now_ms) {
+            return self.settle(overdue).map(Some);
+        }
+        let Some((at, item)) = self.reader.next()? else { return Ok(None) };
+        let fresh = at >= self.applied;
+        let event = match item {
+            Item::Record(Record::Begin(begin)) => {
+                self.begin(at, begin, cfg, fresh);
+                Event::Nothing
+            }
+            Item::Record(Record::Done(done)) => self.done(done, fresh)?,
+            Item::Record(Record::Gap(gap)) if fresh => Event::Gap(gap),
+            Item::Damaged { kind: BEGIN, turn_id } => {
+                let started_ms = now_ms;
+                self.open.insert(turn_id, OpenTurn { at, started_ms, begin: None, lost: true });
+                if fresh { Event::Lost(DropReason::Undecodable) } else { Event::Nothing }
+            }
+            Item::Damaged { kind: DONE, turn_id } if self.open.contains_key(&turn_id) => {
+                self.settle(turn_id)?
+            }
+            Item::Lost { .. } if fresh => Event::Lost(DropReason::Undecodable),
+            _ => Event::Nothing,
+        };
+        Ok(Some(event))
+    }
+
+    fn begin(&mut self, at: Position, begin: Begin, cfg: &IngestConfig, fresh: bool) {
+        let (id, started_ms, bytes) = (begin.turn_id, begin.started_ms, weight(&begin));
+        let keep = fresh && self.open_bytes + bytes <= cfg.open_bytes_max;
+        self.open_bytes += if keep { bytes } else { 0 };
+        let begin = keep.then_some(begin);
+        let replaced = self.open.insert(id, OpenTurn { at, started_ms, begin, lost: false });
+        self.forget_bytes(replaced.as_ref());
+    }
+
+    fn forget_bytes(&mut self, turn: Option<&OpenTurn>) {
+        let bytes = turn.and_then(|turn| turn.begin.as_ref()).map_or(0, weight);
+        self.open_bytes = self.open_bytes.saturating_sub(bytes);
+    }
+
+    fn done(&mut self, done: Done, fresh: bool) -> Result<Event, SpoolError> {
+        let Some(turn) = self.open.get(&done.turn_id) else {
+            return Ok(if fresh { Event::Orphan(done.turn_id) } else { Event::Nothing });
+        };
+        let begin = match (fresh && !turn.lost, &turn.begin) {
+            (false, _) => None,
+            (true, Some(begin)) => Some(begin.clone()),
+            (true, None) => self.read_again(turn.at)?,
+        };
+        let lost = turn.lost;
+        let turn = self.open.remove(&done.turn_id);
+        self.forget_bytes(turn.as_ref());
+        Ok(match begin {
+            Some(begin) => Event::Turn(Box::new((begin, Some(done)))),
+            None if fresh && !lost => Event::Lost(DropReason::BeginLost),
+            None => Event::Nothing,
+        })
+    }
+
+    fn read_again(&self, at: Position) -> Result<Option<Begin>, SpoolError> {
+        match self.reader.read_again(at)? {
+            Some(Record::Begin(begin)) => Ok(Some(begin)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The oldest open turn, if it is too old or one too many.
+    fn overdue(&self, cfg: &IngestConfig, now_ms: i64) -> Option<TurnId> {
+        let (id, turn) = self.open.first_key_value()?;
+        let old = now_ms - turn.started_ms > cfg.open_age_ms_max;
+        (old || self.open.len() > cfg.open_turns_max).then_some(*id)
+    }
+
+    /// Ends an open turn as its process ended it: without a response.
+    fn settle(&mut self, id: TurnId) -> Result<Event, SpoolError> {
+        let Some(turn) = self.open.get(&id) else { return Ok(Event::Nothing) };
+        let begin = match (turn.lost, &turn.begin) {
+            (true, _) => None,
+            (false, Some(begin)) => Some(begin.clone()),
+            (false, None) => self.read_again(turn.at)?,
+        };
+        let lost = turn.lost;
+        let turn = self.open.remove(&id);
+        self.forget_bytes(turn.as_ref());
+        Ok(match begin {
+            Some(begin) => Event::Turn(Box::new((begin, None))),
+            None if lost => Event::Nothing,
+            None => Event::Lost(DropReason::BeginLost),
+        })
+    }
+
+    /// Once nothing more will be written: the next turn that nobody ended. `None`: all are settled.
+    pub(super) fn next_unended(&mut self) -> Result<Option<Event>, SpoolError> {
+        let first = self.open.first_key_value().map(|(id, _)| *id);
+        first.map(|id| self.settle(id)).transpose()
+    }
+
+    /// Whether nothing more will be written to it.
+    pub(super) fn is_over(&self) -> bool {
+        self.follower.as_ref().is_none_or(Follower::closed)
+    }
+
+    /// Deletes the segments that nothing needs any more. Call after a commit.
+    pub(super) fn release(&mut self) -> Result<(), SpoolError> {
+        let keep: BTreeSet<u32> = self.open.values().map(|turn| turn.at.segment).collect();
+        self.reader.delete_before(self.reader.position().segment, &keep)
+    }
+
+    /// Deletes all that is left and the directory itself. Call when all is committed.
+    pub(super) fn finish(mut self) -> Result<(), SpoolError> {
+        self.reader.delete_before(u32::MAX, &BTreeSet::new())?;
+        match self.claim.take() {
+            Some(claim) => claim.remove(),
+            None => std::fs::remove_dir(&self.dir)
+                .map_err(|source| SpoolError::Io { path: self.dir.clone(), source }),
+        }
+    }
+}
+
+fn weight(begin: &Begin) -> usize {
+    begin.body.len() + 1024
+}

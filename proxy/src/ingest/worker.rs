@@ -1,0 +1,367 @@
+//! The ingest thread: gathers batches, commits them, and never gives up on a store that is locked.
+//!
+//! Invariant: a batch is held until it is committed; reading goes on only after that.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use hone_shared::clock::now_ms;
+use hone_shared::spool::{Follower, claim_dead};
+use hone_shared::store::{Batch, IngestTurn, Inserted, Store, StoreError};
+use hone_shared::turn::{DropReason, Gap, TurnId};
+
+use super::source::{Event, Source};
+use super::{IngestConfig, Shared, lock};
+
+/// How often old waiting children are forgotten and the log is folded into the file, while idle.
+const UPKEEP: Duration = Duration::from_secs(60);
+
+/// Why the worker stops before everything is stored.
+struct OutOfTime;
+
+/// A batch with what is needed to count it.
+#[derive(Default)]
+struct Gathered {
+    batch: Batch,
+    ids: BTreeSet<TurnId>,
+    orphans: Vec<TurnId>,
+    lost: Vec<DropReason>,
+    bytes: usize,
+    /// Whether the source has nothing more to read for now.
+    dry: bool,
+    /// Whether the source is over and every turn of it is settled.
+    over: bool,
+}
+
+impl Gathered {
+    /// Whether there is nothing to commit. Requests alone are not: they wait in the spool.
+    fn is_empty(&self) -> bool {
+        self.batch.turns.is_empty() && self.batch.gaps.is_empty() && self.lost.is_empty()
+    }
+}
+
+pub(super) struct Worker {
+    cfg: IngestConfig,
+    shared: Arc<Shared>,
+    store: Option<Store>,
+    sources: Vec<Source>,
+    /// Directories that could not be removed; they stay until the next start.
+    stuck: BTreeSet<String>,
+    /// Whether a spool could not be read at the last try.
+    unreadable: bool,
+    adopted_at: Option<Instant>,
+    upkeep_at: Instant,
+}
+
+impl Worker {
+    pub(super) fn new(cfg: IngestConfig, shared: Arc<Shared>) -> Self {
+        let (sources, stuck) = (Vec::new(), BTreeSet::new());
+        let upkeep_at = Instant::now();
+        Self {
+            cfg,
+            shared,
+            store: None,
+            sources,
+            stuck,
+            unreadable: false,
+            adopted_at: None,
+            upkeep_at,
+        }
+    }
+
+    /// Runs until it is stopped and everything is stored, or stopping takes too long.
+    pub(super) fn run(&mut self) {
+        loop {
+            self.find_sources();
+            // Before the pass, so that what was written before the stop is read after it.
+            let stopping = lock(&self.shared.stop).is_some();
+            match self.pass() {
+                Ok(true) => {}
+                Ok(false) if stopping => return self.stopped(),
+                Ok(false) => self.idle(),
+                Err(OutOfTime) => {
+                    tracing::warn!(
+                        "the store was not reachable in time; the rest stays in the spool"
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    fn stopped(&mut self) {
+        if let Some(store) = &self.store
+            && let Err(error) = store.checkpoint()
+        {
+            tracing::debug!(%error, "the log was not folded into the store");
+        }
+    }
+
+    /// New spools of this process, at once; those of dead ones, now and then.
+    fn find_sources(&mut self) {
+        let own = Follower::take_unread(&self.cfg.spool_dir);
+        self.sources.extend(own.into_iter().map(Source::live));
+        let every = Duration::from_millis(self.cfg.adopt_every_ms);
+        if self.adopted_at.is_some_and(|at| at.elapsed() < every) || !self.cfg.spool_dir.exists() {
+            return;
+        }
+        self.adopted_at = Some(Instant::now());
+        let skip = |boot: &str| {
+            self.stuck.contains(boot) || self.sources.iter().any(|source| source.boot == boot)
+        };
+        match claim_dead(&self.cfg.spool_dir, &skip) {
+            Ok(claimed) => {
+                for claim in claimed {
+                    tracing::info!(boot = claim.boot, "adopting the spool of a dead process");
+                    self.sources.push(Source::dead(claim));
+                }
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// One batch of each source. Returns whether there was anything to do.
+    fn pass(&mut self) -> Result<bool, OutOfTime> {
+        let mut busy = false;
+        let mut sources = std::mem::take(&mut self.sources).into_iter();
+        let mut kept = Vec::new();
+        let mut result = Ok(());
+        for mut source in sources.by_ref() {
+            match self.step(&mut source) {
+                Ok((worked, over)) => {
+                    busy |= worked || over;
+                    match over {
+                        true => self.finish(source),
+                        false => kept.push(source),
+                    }
+                }
+                Err(out_of_time) => {
+                    kept.push(source);
+                    result = Err(out_of_time);
+                    break;
+                }
+            }
+        }
+        kept.extend(sources);
+        self.sources = kept;
+        let mut figures = lock(&self.shared.figures);
+        figures.stats.open = self.sources.iter().map(Source::open).sum();
+        if !busy {
+            figures.behind_since_ms = None;
+        }
+        drop(figures);
+        result.map(|()| busy)
+    }
+
+    /// One batch of one source. Returns whether anything was stored, and whether the source is over.
+    fn step(&mut self, source: &mut Source) -> Result<(bool, bool), OutOfTime> {
+        if source.is_new() {
+            let stored = self.with_store(|store| store.ingest_pos(&source.boot))?;
+            source.resume(stored);
+        }
+        let mut gathered = self.gather(source);
+        self.count_orphans(&mut gathered)?;
+        if gathered.is_empty() {
+            return Ok((!gathered.dry, gathered.over));
+        }
+        lock(&self.shared.figures).behind_since_ms.get_or_insert_with(now_ms);
+        for reason in &gathered.lost {
+            let (route, at_ms) = (String::new(), now_ms());
+            gathered.batch.gaps.push(Gap { route, reason: *reason, count: 1, at_ms });
+        }
+        gathered.batch.pos = Some(source.pos());
+        let batch = &gathered.batch;
+        let inserted = self.with_store(|store| store.commit_batch(batch))?;
+        self.count(source.is_own(), &inserted, &gathered);
+        if let Err(error) = source.release() {
+            self.failed(&error);
+        }
+        Ok((true, gathered.over))
+    }
+
+    /// Reads events until the batch is full or the source is dry. What cannot be read now is read later.
+    fn gather(&mut self, source: &mut Source) -> Gathered {
+        let mut gathered = Gathered::default();
+        while gathered.batch.turns.len() < self.cfg.batch_turns_max
+            && gathered.bytes < self.cfg.batch_bytes_max
+        {
+            // Asked before reading: what was written before the end is then certain to be read.
+            let over = source.is_over();
+            let event = match source.next(&self.cfg, now_ms()) {
+                Ok(None) if over => source.next_unended(),
+                other => other,
+            };
+            match event {
+                Ok(Some(event)) => self.take(event, &mut gathered),
+                Ok(None) => {
+                    (gathered.dry, gathered.over) = (true, over);
+                    break;
+                }
+                Err(error) => {
+                    self.failed(&error);
+                    (gathered.dry, self.unreadable) = (true, true);
+                    break;
+                }
+            }
+        }
+        gathered
+    }
+
+    fn take(&self, event: Event, gathered: &mut Gathered) {
+        match event {
+            Event::Turn(turn) => {
+                let (begin, done) = *turn;
+                gathered.bytes +=
+                    begin.body.len() + done.as_ref().map_or(0, |done| done.body.len());
+                gathered.ids.insert(begin.turn_id);
+                gathered.batch.turns.push(IngestTurn::parse(&self.cfg.secret, begin, done));
+            }
+            Event::Orphan(turn) => gathered.orphans.push(turn),
+            Event::Gap(gap) => gathered.batch.gaps.push(gap),
+            Event::Lost(reason) => gathered.lost.push(reason),
+            Event::Nothing => {}
+        }
+    }
+
+    /// The end of a turn that is stored, or is about to be, was only written twice.
+    fn count_orphans(&mut self, gathered: &mut Gathered) -> Result<(), OutOfTime> {
+        for orphan in std::mem::take(&mut gathered.orphans) {
+            let known = gathered.ids.contains(&orphan)
+                || self.with_store(|store| store.contains(orphan))?;
+            if !known {
+                gathered.lost.push(DropReason::BeginLost);
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, own: bool, inserted: &Inserted, gathered: &Gathered) {
+        let mut figures = lock(&self.shared.figures);
+        if gathered.dry {
+            figures.behind_since_ms = None;
+        }
+        let stats = &mut figures.stats;
+        *(if own { &mut stats.stored } else { &mut stats.adopted }) += inserted.stored;
+        stats.duplicates += inserted.duplicates;
+        stats.linked += inserted.linked;
+        stats.relinked += inserted.relinked;
+        stats.commits += 1;
+        let dropped = if own { &mut stats.dropped } else { &mut stats.adopted_dropped };
+        for reason in &gathered.lost {
+            *dropped.entry(*reason).or_default() += 1;
+        }
+        if inserted.refused > 0 {
+            *dropped.entry(DropReason::Undecodable).or_default() += inserted.refused;
+        }
+    }
+
+    /// Everything of a source is stored: its directory goes, then its position.
+    fn finish(&mut self, source: Source) {
+        let boot = source.boot.clone();
+        if let Err(error) = source.finish() {
+            self.failed(&error);
+            self.stuck.insert(boot);
+            return;
+        }
+        // An orphaned position does no harm: names are never reused.
+        if let Some(Err(error)) = self.store.as_ref().map(|store| store.forget_pos(&boot)) {
+            tracing::debug!(%error, boot, "the position of a finished spool stays");
+        }
+    }
+
+    /// Calls the store until it answers, opening it as often as need be.
+    fn with_store<T>(
+        &mut self,
+        call: impl Fn(&mut Store) -> Result<T, StoreError>,
+    ) -> Result<T, OutOfTime> {
+        let mut pause = self.cfg.retry_ms;
+        loop {
+            let result = self.open_store().and_then(&call);
+            let error = match result {
+                Ok(value) => {
+                    lock(&self.shared.figures).stats.last_error = None;
+                    return Ok(value);
+                }
+                Err(error) => error,
+            };
+            self.failed(&error);
+            // The file may have been replaced or its disk remounted: a fresh connection finds out.
+            self.store = None;
+            self.pause(pause)?;
+            pause = (pause * 2).min(self.cfg.retry_ms_max);
+        }
+    }
+
+    fn open_store(&mut self) -> Result<&mut Store, StoreError> {
+        let store = match self.store.take() {
+            Some(store) => store,
+            None => {
+                let store = Store::open(&self.cfg.store_path)?;
+                store.set_busy_timeout(Duration::from_millis(self.cfg.busy_ms_max))?;
+                store
+            }
+        };
+        Ok(self.store.insert(store))
+    }
+
+    /// Counts a failure; logs it once, until something succeeds.
+    fn failed(&self, error: &dyn std::error::Error) {
+        let text = error.to_string();
+        let mut figures = lock(&self.shared.figures);
+        figures.stats.errors += 1;
+        figures.behind_since_ms.get_or_insert_with(now_ms);
+        if figures.stats.last_error.as_ref() != Some(&text) {
+            tracing::error!(error = text, "ingest waits and tries again");
+            figures.stats.last_error = Some(text);
+        }
+    }
+
+    /// Waits before another try. Errors: it is stopping and its time is over.
+    fn pause(&self, ms: u64) -> Result<(), OutOfTime> {
+        let limit = Duration::from_millis(self.cfg.drain_ms_max);
+        let stop = lock(&self.shared.stop);
+        let wait = Duration::from_millis(ms);
+        let (stop, _) = self
+            .shared
+            .stopping
+            .wait_timeout_while(stop, wait, |stop| stop.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(since) = *stop else { return Ok(()) };
+        drop(stop);
+        if since.elapsed() >= limit {
+            return Err(OutOfTime);
+        }
+        std::thread::sleep(Duration::from_millis(ms.min(20)));
+        Ok(())
+    }
+
+    /// Waits until the own spool has more, or something else is due.
+    fn idle(&mut self) {
+        if self.upkeep_at.elapsed() >= UPKEEP {
+            self.upkeep_at = Instant::now();
+            self.upkeep();
+        }
+        if std::mem::take(&mut self.unreadable) {
+            drop(self.pause(self.cfg.retry_ms_max));
+            return;
+        }
+        let follower = self.sources.iter().find_map(|source| source.follower.clone());
+        match follower {
+            Some(follower) if !follower.closed() => {
+                let seen = self.sources.iter().find(|s| s.is_own()).map(Source::read_upto);
+                // Short, so that a stop is noticed soon even when the spool stays open.
+                follower.wait(seen.unwrap_or_default(), Duration::from_millis(100));
+            }
+            _ => drop(self.pause(20)),
+        }
+    }
+
+    fn upkeep(&mut self) {
+        let Some(store) = &self.store else { return };
+        let swept = store.sweep_pending(now_ms()).and_then(|_| store.checkpoint());
+        if let Err(error) = swept {
+            tracing::debug!(%error, "upkeep of the store failed");
+        }
+    }
+}
