@@ -31,9 +31,15 @@ fn the_built_in_set_has_the_documented_defaults() {
     let set = PolicySet::builtin().unwrap();
     let chat = set.route_for("/v1/chat/completions", &none, "anonymous").unwrap();
     assert_eq!((chat.name.as_str(), chat.mode, chat.alias.as_str()), ("chat", Mode::Learn, "chat"));
-    assert_eq!((chat.round.samples_min, chat.round.samples_max, chat.round.age_ms_max), (8, 64, 60_000));
+    assert_eq!(
+        (chat.round.samples_min, chat.round.samples_max, chat.round.age_ms_max),
+        (8, 64, 60_000)
+    );
     assert_eq!((chat.train.rank, chat.train.alpha, chat.train.updates), (16, 32.0, 10));
-    assert_eq!((chat.train.learning_rate, chat.train.seed, chat.train.teacher), (1e-3, 17, Teacher::Base));
+    assert_eq!(
+        (chat.train.learning_rate, chat.train.seed, chat.train.teacher),
+        (1e-3, 17, Teacher::Base)
+    );
     assert!(chat.train.warm_start);
     assert_eq!(chat.capture.request_bytes_max, 8 << 20);
     let legacy = set.route_for("/v1/completions", &none, "anonymous").unwrap();
@@ -65,14 +71,22 @@ fn an_unknown_key_is_refused_with_file_line_and_the_allowed_keys() {
         assert!(matches!(&error, PolicyError::Syntax { file, .. } if file == path), "{error}");
         assert!(error.to_string().contains("unknown field `x`, expected"), "{error}");
     }
-    let error = with("routes/chat.toml", |text| text.replace("\"learn\"", "\"teach\"")).unwrap_err();
-    assert!(error.to_string().contains("line 2") && error.to_string().contains("observe"), "{error}");
+    let error =
+        with("routes/chat.toml", |text| text.replace("\"learn\"", "\"teach\"")).unwrap_err();
+    assert!(
+        error.to_string().contains("line 2") && error.to_string().contains("observe"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_value_out_of_range_is_refused_with_its_range_and_default() {
     for (path, more, said) in [
-        ("routes/chat.toml", "[round]\nsamples_min = 0", "`round.samples_min` is 0; allowed: a whole number from 1 to 4096 (default 8)"),
+        (
+            "routes/chat.toml",
+            "[round]\nsamples_min = 0",
+            "`round.samples_min` is 0; allowed: a whole number from 1 to 4096 (default 8)",
+        ),
         ("routes/chat.toml", "[round]\nsamples_min = 1.5", "a whole number"),
         ("routes/chat.toml", "[round]\nsamples_min = 100", "at most round.samples_max = 64"),
         ("routes/chat.toml", "[train]\nlearning_rate = nan", "a number from 0.00000001"),
@@ -84,8 +98,18 @@ fn a_value_out_of_range_is_refused_with_its_range_and_default() {
         assert!(error.to_string().contains(said), "{error}");
     }
     for (path, from, to, said) in [
-        ("routes/chat.toml", "judge = \"chat\"", "judge = \"nobody\"", "the name of a file in judges/: chat"),
-        ("routes/chat.toml", "gate = \"chat\"", "gate = \"\"", "the name of a file in gates/: chat"),
+        (
+            "routes/chat.toml",
+            "judge = \"chat\"",
+            "judge = \"nobody\"",
+            "the name of a file in judges/: chat",
+        ),
+        (
+            "routes/chat.toml",
+            "gate = \"chat\"",
+            "gate = \"\"",
+            "the name of a file in gates/: chat",
+        ),
         ("routes/chat.toml", "alias = \"chat\"", "alias = \"../x\"", "beginning with a letter"),
         ("routes/chat.toml", "/v1/chat/completions", "v1/chat", "paths that begin with /"),
         ("judges/chat.toml", "votes_valid_min = 1", "votes_valid_min = 4", "at most llm.votes = 3"),
@@ -100,7 +124,9 @@ fn a_value_out_of_range_is_refused_with_its_range_and_default() {
 
 #[test]
 fn file_names_outside_the_three_directories_are_refused() {
-    for path in ["chat.toml", "routes/../x.toml", "other/chat.toml", "routes/chat.yaml", "routes/a/b.toml"] {
+    for path in
+        ["chat.toml", "routes/../x.toml", "other/chat.toml", "routes/chat.yaml", "routes/a/b.toml"]
+    {
         assert!(PolicySet::from_files([(path, "")]).is_err(), "{path}");
     }
 }
@@ -108,15 +134,26 @@ fn file_names_outside_the_three_directories_are_refused() {
 #[test]
 fn a_request_takes_the_highest_route_whose_path_headers_and_tenant_agree() {
     let route = |name: &str, rest: &str| {
-        (format!("routes/{name}.toml"), format!("mode = \"learn\"\nalias = \"a\"\njudge = \"chat\"\ngate = \"chat\"\n{rest}"))
+        (
+            format!("routes/{name}.toml"),
+            format!("mode = \"learn\"\nalias = \"a\"\njudge = \"chat\"\ngate = \"chat\"\n{rest}"),
+        )
     };
     let own = [
         route("all", "[matches]\npaths = [\"/v1/*\"]"),
-        route("team", "priority = 5\n[matches]\npaths = [\"/v1/chat/*\"]\nheaders = { x-team = \"re*ch\" }"),
-        route("vip", "priority = 9\n[matches]\npaths = [\"/v1/chat/completions\"]\ntenants = [\"t1\"]"),
+        route(
+            "team",
+            "priority = 5\n[matches]\npaths = [\"/v1/chat/*\"]\nheaders = { x-team = \"re*ch\" }",
+        ),
+        route(
+            "vip",
+            "priority = 9\n[matches]\npaths = [\"/v1/chat/completions\"]\ntenants = [\"t1\"]",
+        ),
     ];
     let shared = builtin_files().iter().take(2).map(|(p, t)| (*p, *t));
-    let set = PolicySet::from_files(own.iter().map(|(p, t)| (p.as_str(), t.as_str())).chain(shared)).unwrap();
+    let set =
+        PolicySet::from_files(own.iter().map(|(p, t)| (p.as_str(), t.as_str())).chain(shared))
+            .unwrap();
     let team = |value: &'static str| move |name: &str| (name == "x-team").then(|| value.to_owned());
     let of = |path: &str, headers: &dyn Fn(&str) -> Option<String>, tenant: &str| {
         set.route_for(path, headers, tenant).map(|r| r.name.clone())
@@ -135,13 +172,35 @@ fn corrections_in_the_users_words_are_recognised() {
     let rules = &set.judges["chat"].rules;
     for text in [
         "Please answer in one short sentence without lists.",
-        "too long", "That's way too long!", "shorter please", "Shorter, please.", "Can you make it shorter?",
-        "thanks, but shorter please", "Great, but please use no bullet points", "don't use lists",
-        "Don’t use bullet points", "without bullets", "no lists please", "No, that's wrong.", "no that’s not right",
-        "I asked for the capital, not the history", "please redo", "not what I asked", "That is incorrect.",
-        "You misunderstood me", "it doesn't work", "Try again", "in one sentence", "Just tell me in plain text",
-        "Keep your answers brief", "I meant the other one", "wrong", "Perfect, but could you keep it shorter?",
-        "That isn't right", "use plain prose instead of a list", "Please keep it short and don't use lists.",
+        "too long",
+        "That's way too long!",
+        "shorter please",
+        "Shorter, please.",
+        "Can you make it shorter?",
+        "thanks, but shorter please",
+        "Great, but please use no bullet points",
+        "don't use lists",
+        "Don’t use bullet points",
+        "without bullets",
+        "no lists please",
+        "No, that's wrong.",
+        "no that’s not right",
+        "I asked for the capital, not the history",
+        "please redo",
+        "not what I asked",
+        "That is incorrect.",
+        "You misunderstood me",
+        "it doesn't work",
+        "Try again",
+        "in one sentence",
+        "Just tell me in plain text",
+        "Keep your answers brief",
+        "I meant the other one",
+        "wrong",
+        "Perfect, but could you keep it shorter?",
+        "That isn't right",
+        "use plain prose instead of a list",
+        "Please keep it short and don't use lists.",
     ] {
         let hit = rules.judge_user(text);
         assert_eq!(hit.map(|h| (h.verdict, h.rule)), Some((-1, "correction")), "{text}");
@@ -153,16 +212,32 @@ fn approval_in_the_users_words_is_recognised_and_new_questions_are_neither() {
     let set = PolicySet::builtin().unwrap();
     let rules = &set.judges["chat"].rules;
     for text in [
-        "thanks", "Thank you!", "perfect", "That's better", "Great!", "That is much better, thanks.", "it works",
-        "Well done", "Thanks, that's exactly what I needed.", "good answer", "Yes, exactly.",
+        "thanks",
+        "Thank you!",
+        "perfect",
+        "That's better",
+        "Great!",
+        "That is much better, thanks.",
+        "it works",
+        "Well done",
+        "Thanks, that's exactly what I needed.",
+        "good answer",
+        "Yes, exactly.",
     ] {
         let hit = rules.judge_user(text);
         assert_eq!(hit.map(|h| (h.verdict, h.rule)), Some((1, "approval")), "{text}");
     }
     for text in [
-        "What is the capital of Peru?", "How do I boil an egg?", "And in Spain?", "Tell me about the Roman empire",
-        "Why is the sky blue?", "Which river is the longest in Europe?", "Is it a long trip from Rome to Paris?",
-        "Write a poem about autumn", "How long does it take to bake bread?", "",
+        "What is the capital of Peru?",
+        "How do I boil an egg?",
+        "And in Spain?",
+        "Tell me about the Roman empire",
+        "Why is the sky blue?",
+        "Which river is the longest in Europe?",
+        "Is it a long trip from Rome to Paris?",
+        "Write a poem about autumn",
+        "How long does it take to bake bread?",
+        "",
     ] {
         assert_eq!(rules.judge_user(text), None, "{text}");
     }
@@ -188,7 +263,14 @@ fn tool_output_is_judged_by_exit_code_before_its_words() {
         let hit = rules.judge_tool(text).unwrap_or_else(|| panic!("{text}"));
         assert_eq!((hit.verdict, hit.rule), (verdict, rule), "{text}");
     }
-    for text in ["{\"temperature\": 21}", "{\"error\": null, \"ok\": true}", "{\"errors\": []}", "0 errors", "exit", ""] {
+    for text in [
+        "{\"temperature\": 21}",
+        "{\"error\": null, \"ok\": true}",
+        "{\"errors\": []}",
+        "0 errors",
+        "exit",
+        "",
+    ] {
         assert_eq!(rules.judge_tool(text), None, "{text}");
     }
     let long = format!("{}Error: at the very end", "ä\n".repeat(200_000));
@@ -232,13 +314,15 @@ fn every_limit_can_be_set_in_a_file() {
             Some("gate") => "gates/chat.toml",
             _ => "routes/chat.toml",
         };
-        let section = section.trim_start_matches("judge").trim_start_matches("gate").trim_start_matches('.');
+        let section =
+            section.trim_start_matches("judge").trim_start_matches("gate").trim_start_matches('.');
         // A value far out of range is refused by name only if the key reaches the table.
         let error = with(path, |text| {
             let mut table: toml::Table = toml::from_str(text).unwrap();
             let mut at = &mut table;
             for part in section.split('.').filter(|part| !part.is_empty()) {
-                let entry = at.entry(part).or_insert_with(|| toml::Value::Table(Default::default()));
+                let entry =
+                    at.entry(part).or_insert_with(|| toml::Value::Table(Default::default()));
                 at = entry.as_table_mut().unwrap();
             }
             at.insert(key.to_owned(), toml::Value::Float(-1e30));

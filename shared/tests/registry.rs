@@ -18,7 +18,8 @@ fn config() -> AdapterConfig {
 
 /// A well-formed safetensors file with one LoRA pair filled with `byte`.
 fn weights(byte: u8) -> Vec<u8> {
-    let name = |which| format!("base_model.model.model.layers.0.self_attn.q_proj.lora_{which}.weight");
+    let name =
+        |which| format!("base_model.model.model.layers.0.self_attn.q_proj.lora_{which}.weight");
     let header = json!({
         "__metadata__": {"format": "pt"},
         name("A"): {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]},
@@ -53,7 +54,8 @@ fn names(dir: &Path) -> Vec<String> {
 #[test]
 fn a_generation_is_named_by_the_hash_of_config_and_weights() {
     let (_dir, registry) = open();
-    let draft = ManifestDraft { route: "chat".into(), metrics: json!({"kl": 0.1}), ..Default::default() };
+    let draft =
+        ManifestDraft { route: "chat".into(), metrics: json!({"kl": 0.1}), ..Default::default() };
     let generation = registry.publish(&config(), &weights(7), draft.clone()).unwrap();
     let mut hasher = Sha256::new();
     hasher.update(config().bytes());
@@ -62,7 +64,10 @@ fn a_generation_is_named_by_the_hash_of_config_and_weights() {
     let GenerationDir { path, manifest, .. } = registry.get(&generation).unwrap();
     assert_eq!(fs::read(path.join(CONFIG_FILE)).unwrap(), config().bytes());
     assert_eq!(fs::read(path.join(WEIGHTS_FILE)).unwrap(), weights(7));
-    assert_eq!((manifest.rank, manifest.alpha, manifest.weights_bytes), (2, 4.0, weights(7).len() as u64));
+    assert_eq!(
+        (manifest.rank, manifest.alpha, manifest.weights_bytes),
+        (2, 4.0, weights(7).len() as u64)
+    );
     assert_eq!(manifest.draft, draft);
     assert_eq!(manifest.generation, generation);
 }
