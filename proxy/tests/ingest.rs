@@ -1,4 +1,5 @@
-//! From the spool to the store: real files, real SQLite, and the accidents that happen between them.
+//! From the spool to the store: real files, real SQLite, and the accidents that happen between
+//! them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -217,7 +218,8 @@ fn the_same_spool_read_twice_is_stored_once_and_its_gaps_too() {
     copy_dir(&dir, &copy);
     assert_eq!(ingest_all(&data).adopted, 30);
     let first = counts(&data);
-    // A crash after the commit and before the deletion: the position is still there, and so are the files.
+    // A crash after the commit and before the deletion: the position is still there, and so are the
+    // files.
     let store = Store::open(&data.store_path()).unwrap();
     copy_dir(&copy, &dir);
     let end = hone_shared::store::IngestPos {
@@ -250,7 +252,8 @@ fn a_crash_at_any_commit_leads_to_the_same_store() {
         let (_dir, data) = place();
         let dir = killed(&data, &records, 700);
         let boot = dir.file_name().unwrap().to_str().unwrap().to_owned();
-        // An earlier ingest that stored so many turns, committed its position, and died before it deleted anything.
+        // An earlier ingest that stored so many turns, committed its position, and died before it
+        // deleted anything.
         let mut reader = hone_shared::spool::DirReader::dead(&dir);
         for _ in 0..stored_turns * 2 {
             reader.next().unwrap();

@@ -1,6 +1,7 @@
 //! Wall time in milliseconds, real or set by hand.
 //!
-//! Why: ages and timestamps decide behaviour (segment rotation, rounds), and tests must not sleep for them.
+//! Why: ages and timestamps decide behaviour (segment rotation, rounds), and tests must not sleep
+//! for them.
 //! Invariant: times are milliseconds since 1970-01-01 UTC and never negative.
 
 use std::sync::Arc;

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! models/<name>/  policies/{routes,judges,gates}/*.toml  spool/<boot>/NNNNNN.seg  store.sqlite
-//! registry/<generation>/  registry/aliases/<alias>.json  rounds/<round_id>/  run/<process>.json  secret  admin.token
+//! registry/<generation>/  registry/aliases/<alias>.json  rounds/<round_id>/
+//! run/<process>.json  secret  admin.token
 //! ```
-//! Invariant: a secret is created once, with mode 0600, and is never overwritten; small files are replaced whole.
+//! Invariant: a secret is created once, with mode 0600, and is never overwritten; small files are
+//! replaced whole.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -126,8 +128,9 @@ impl DataDir {
     }
 }
 
-/// Reads a secret file, or creates it with 64 random hex digits. Safe when several processes race: a hard link of a
-/// finished temporary file either takes the name or finds it taken, so nobody ever reads half a secret.
+/// Reads a secret file, or creates it with 64 random hex digits. Safe when several processes race:
+/// a hard link of a finished temporary file either takes the name or finds it taken, so nobody ever
+/// reads half a secret.
 fn read_or_create(path: &Path) -> Result<String> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

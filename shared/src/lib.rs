@@ -1,12 +1,16 @@
 //! The words that hone's proxy and trainer both speak.
 //!
 //! # Layout
-//! * [`turn`]: what the tap records about one request and its response, and how a record is encoded.
-//! * [`data_dir`]: where everything lives on disk. [`clock`]: wall time, and a hand-set one for tests.
-//! * [`spool`]: append-only segments between the tap and the store; the first durable place of a turn.
+//! * [`turn`]: what the tap records about one request and its response, and how a record is
+//!   encoded.
+//! * [`data_dir`]: where everything lives on disk. [`clock`]: wall time, and a hand-set one for
+//!   tests.
+//! * [`spool`]: append-only segments between the tap and the store; the first durable place of a
+//!   turn.
 //! * [`store`]: the SQLite database of turns, links, verdicts and rounds.
 //! * `wire`: parsers of request and response bodies. `link`: which turn a request continues.
-//! * `policy`: the TOML files that say what is learned. `registry`: adapter generations and aliases.
+//! * `policy`: the TOML files that say what is learned. `registry`: adapter generations and
+//!   aliases.
 //!
 //! Invariant: nothing in this crate knows pingora, candle or an engine.
 

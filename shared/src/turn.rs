@@ -1,8 +1,9 @@
 //! What the tap records about one request and its response: the unit that flows through hone.
 //!
-//! A turn is written to the spool as two records: [`Begin`] when the request body is complete and [`Done`] at the end
-//! of the response. A `Begin` without a `Done` in the spool of a dead process is a turn with [`Outcome::ProxyCrash`].
-//! Payload of a record: `u32` little-endian length of the JSON meta, the JSON meta, then the raw body bytes.
+//! A turn is written to the spool as two records: [`Begin`] when the request body is complete and
+//! [`Done`] at the end of the response. A `Begin` without a `Done` in the spool of a dead process
+//! is a turn with [`Outcome::ProxyCrash`]. Payload of a record: `u32` little-endian length of the
+//! JSON meta, the JSON meta, then the raw body bytes.
 //!
 //! Invariant: bodies are kept as the bytes that crossed the wire; nothing here parses them.
 
@@ -189,7 +190,8 @@ words!(DropReason, "drop reason", {
     BeginLost = "begin_lost",
 });
 
-/// Name of an adapter generation: `base` (no adapter) or the 64 lower-case hex digits of its content hash.
+/// Name of an adapter generation: `base` (no adapter) or the 64 lower-case hex digits of its
+/// content hash.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Generation(String);
@@ -390,7 +392,8 @@ impl Record {
             Self::Done(done) => (serde_json::to_vec(done), Some(&done.body)),
             Self::Gap(gap) => (serde_json::to_vec(gap), None),
         };
-        // Strings, numbers and lists of them always serialise; an empty meta would be refused by `decode`.
+        // Strings, numbers and lists of them always serialise; an empty meta would be refused by
+        // `decode`.
         let meta = meta.unwrap_or_default();
         let body = body.map_or(&[][..], |b| &b[..]);
         let mut payload = Vec::with_capacity(4 + meta.len() + body.len());
@@ -400,7 +403,8 @@ impl Record {
         payload
     }
 
-    /// Reads what [`Record::encode`] wrote. Errors: unknown kind, short payload, meta that is not ours.
+    /// Reads what [`Record::encode`] wrote. Errors: unknown kind, short payload, meta that is not
+    /// ours.
     pub fn decode(kind: u8, payload: &[u8]) -> Result<Self, TurnError> {
         let short = || TurnError::TooShort(payload.len());
         let (len, rest) = payload.split_first_chunk::<4>().ok_or_else(short)?;

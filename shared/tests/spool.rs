@@ -1,4 +1,5 @@
-//! The spool on real files: what is written comes back, whatever happens to the process, the disk or the bytes.
+//! The spool on real files: what is written comes back, whatever happens to the process, the disk
+//! or the bytes.
 
 mod records;
 

@@ -1,4 +1,5 @@
-//! The store on a real SQLite file: exactly once, linear history, links in any order, verdicts and rounds.
+//! The store on a real SQLite file: exactly once, linear history, links in any order, verdicts and
+//! rounds.
 
 mod records;
 

@@ -1,12 +1,14 @@
 //! Ingest: spool → parse → link → store, on a thread of its own.
 //!
-//! It follows the spool of this process and adopts those of dead ones. A turn's `Begin` waits, by its position in the
-//! spool and not in the store, until its `Done` comes; its segment is kept for so long. (A table of open turns would
-//! write every request twice; the spool is durable already.) Up to 512 turns or 4 MiB are committed with the position
-//! they were read up to, and only then are segments deleted. What is before the position is read again after a restart
-//! only to find the turns that are still open.
+//! It follows the spool of this process and adopts those of dead ones. A turn's `Begin` waits, by
+//! its position in the spool and not in the store, until its `Done` comes; its segment is kept for
+//! so long. (A table of open turns would write every request twice; the spool is durable already.)
+//! Up to 512 turns or 4 MiB are committed with the position they were read up to, and only then are
+//! segments deleted. What is before the position is read again after a restart only to find the
+//! turns that are still open.
 //!
-//! While SQLite is locked or cannot be written, the batch is kept and tried again; the spool grows, traffic goes on.
+//! While SQLite is locked or cannot be written, the batch is kept and tried again; the spool grows,
+//! traffic goes on.
 //!
 //! Invariant: every turn of a spool is stored exactly once, or counted as dropped with a reason.
 
@@ -46,21 +48,25 @@ pub struct IngestConfig {
     pub batch_turns_max: usize,
     /// Most bytes of bodies of one transaction.
     pub batch_bytes_max: usize,
-    /// Most turns of one process that wait for their end; the oldest is then stored as `proxy_crash`.
+    /// Most turns of one process that wait for their end; the oldest is then stored as
+    /// `proxy_crash`.
     pub open_turns_max: usize,
-    /// Most bytes of waiting requests that are kept in memory; others are read again when they are needed.
+    /// Most bytes of waiting requests that are kept in memory; others are read again when they are
+    /// needed.
     pub open_bytes_max: usize,
     /// How long a turn may wait for its end, milliseconds; it is then stored as `proxy_crash`.
     pub open_age_ms_max: i64,
     /// How often dead processes are looked for, milliseconds.
     pub adopt_every_ms: u64,
-    /// First pause before a failed commit is tried again, milliseconds; doubles up to `retry_ms_max`.
+    /// First pause before a failed commit is tried again, milliseconds; doubles up to
+    /// `retry_ms_max`.
     pub retry_ms: u64,
     /// Longest pause before a failed commit is tried again, milliseconds.
     pub retry_ms_max: u64,
     /// How long a statement waits for another process's lock, milliseconds.
     pub busy_ms_max: u64,
-    /// How long stopping may take, milliseconds; the rest stays in the spool and is adopted by the next start.
+    /// How long stopping may take, milliseconds; the rest stays in the spool and is adopted by the
+    /// next start.
     pub drain_ms_max: u64,
 }
 
@@ -87,7 +93,8 @@ impl IngestConfig {
 
 /// Numbers of one ingest since it was started.
 ///
-/// With the spool's: `requests = stored + dropped (here and there) + pending`, and pending is 0 once all is at rest.
+/// With the spool's: `requests = stored + dropped (here and there) + pending`, and pending is 0
+/// once all is at rest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IngestStats {
     /// Turns of this process that are stored.
@@ -100,7 +107,8 @@ pub struct IngestStats {
     pub linked: u64,
     /// Turns that found their parent only after they were stored.
     pub relinked: u64,
-    /// Turns of this process that were lost between spool and store. Does not contain the spool's own drops.
+    /// Turns of this process that were lost between spool and store. Does not contain the spool's
+    /// own drops.
     pub dropped: BTreeMap<DropReason, u64>,
     /// Turns of dead processes that were lost, as found here.
     pub adopted_dropped: BTreeMap<DropReason, u64>,
@@ -159,7 +167,8 @@ impl Ingest {
         IngestStats { lag_ms: u64::try_from(lag).unwrap_or(0), ..figures.stats.clone() }
     }
 
-    /// Stores what is in the spool and ends the thread. Close the spool first. Stopping twice is harmless.
+    /// Stores what is in the spool and ends the thread. Close the spool first. Stopping twice is
+    /// harmless.
     pub fn drain_and_stop(&self) {
         lock(&self.shared.stop).get_or_insert_with(Instant::now);
         self.shared.stopping.notify_all();

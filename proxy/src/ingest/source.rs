@@ -1,10 +1,11 @@
 //! One process's spool, read as whole turns.
 //!
-//! A `Begin` waits here until its `Done` comes. Small ones are kept in memory up to a limit, of others only the position
-//! is kept and the frame is read again. Items before the stored position are replayed to rebuild this state, silently.
+//! A `Begin` waits here until its `Done` comes. Small ones are kept in memory up to a limit, of
+//! others only the position is kept and the frame is read again. Items before the stored position
+//! are replayed to rebuild this state, silently.
 //!
-//! Invariant: a segment is released only when everything before the committed position is stored and no turn that began
-//! in it is still open.
+//! Invariant: a segment is released only when everything before the committed position is stored
+//! and no turn that began in it is still open.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

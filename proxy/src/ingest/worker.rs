@@ -154,7 +154,8 @@ impl Worker {
         result.map(|()| busy)
     }
 
-    /// One batch of one source. Returns whether anything was stored, and whether the source is over.
+    /// One batch of one source. Returns whether anything was stored, and whether the source is
+    /// over.
     fn step(&mut self, source: &mut Source) -> Result<(bool, bool), OutOfTime> {
         if source.is_new() {
             let stored = self.with_store(|store| store.ingest_pos(&source.boot))?;
@@ -180,7 +181,8 @@ impl Worker {
         Ok((true, gathered.over))
     }
 
-    /// Reads events until the batch is full or the source is dry. What cannot be read now is read later.
+    /// Reads events until the batch is full or the source is dry. What cannot be read now is read
+    /// later.
     fn gather(&mut self, source: &mut Source) -> Gathered {
         let mut gathered = Gathered::default();
         while gathered.batch.turns.len() < self.cfg.batch_turns_max

@@ -1,7 +1,9 @@
 //! Taking over the spools of dead processes.
 //!
-//! A process holds an flock on its directory for as long as it lives; the kernel releases it at death, however it dies.
-//! Invariant: a directory is read by its own process or by the one process that holds its lock, never by two.
+//! A process holds an flock on its directory for as long as it lives; the kernel releases it at
+//! death, however it dies.
+//! Invariant: a directory is read by its own process or by the one process that holds its lock,
+//! never by two.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt;
@@ -26,7 +28,8 @@ impl ClaimedDir {
     }
 }
 
-/// Claims every directory under `spool` whose process is dead, oldest first, except those that `skip` names.
+/// Claims every directory under `spool` whose process is dead, oldest first, except those that
+/// `skip` names.
 pub fn claim_dead(
     spool: &Path,
     skip: &dyn Fn(&str) -> bool,
@@ -52,7 +55,8 @@ fn claim(path: &Path, boot: String) -> Result<Option<ClaimedDir>, SpoolError> {
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(source)) => return Err(at(path)(source)),
     }
-    // Another process may have finished and removed it, and even made it anew, between our open and our lock.
+    // Another process may have finished and removed it, and even made it anew, between our open and
+    // our lock.
     let held = lock.metadata().map_err(at(path))?;
     let same =
         fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino()));

@@ -1,10 +1,11 @@
 //! Frames: how a record lies in a segment, and how damage to it is seen.
 //!
 //! ```text
-//! 0 magic u32 | 4 len u32 | 8 kind u8 | 9 flags u8 | 10 turn id 16 B | 26 crc32 u32 | 30 payload[len]      little-endian
-//! flags: 1 = the payload is `raw length u32 | zstd`
+//! 0 magic u32 | 4 len u32 | 8 kind u8 | 9 flags u8 | 10 turn id 16 B | 26 crc32 u32 | 30 payload
+//! little-endian; flags: 1 = the payload is `raw length u32 | zstd`
 //! ```
-//! Invariant: the crc covers every byte of the frame but itself, so a frame is read whole and right, or not at all.
+//! Invariant: the crc covers every byte of the frame but itself, so a frame is read whole and
+//! right, or not at all.
 
 use std::fs::File;
 use std::io;
@@ -28,7 +29,8 @@ const ZSTD_LEVEL: i32 = 1;
 pub(super) enum Frame {
     /// A whole record, and the offset after it.
     Good { record: Record, next: u64 },
-    /// A frame whose extent is known but whose content is damaged. Kind and id come from the damaged frame.
+    /// A frame whose extent is known but whose content is damaged. Kind and id come from the
+    /// damaged frame.
     Damaged { kind: u8, turn_id: TurnId, next: u64 },
     /// From here to the limit there is no frame whose extent can be told.
     Broken,
@@ -36,7 +38,8 @@ pub(super) enum Frame {
     End,
 }
 
-/// Appends the frame of a record to `out`. A body that makes the payload too long is cut and marked as truncated.
+/// Appends the frame of a record to `out`. A body that makes the payload too long is cut and marked
+/// as truncated.
 pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
     let payload = record.encode();
     let payload =

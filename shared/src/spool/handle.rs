@@ -1,7 +1,8 @@
 //! The handle that the tap holds, and the one thread that writes.
 //!
-//! The thread takes what waits, appends it at once and syncs in groups. When the disk refuses, it keeps what it has,
-//! tries again after a pause and lets the queue fill: traffic goes on, and what no longer fits is counted as dropped.
+//! The thread takes what waits, appends it at once and syncs in groups. When the disk refuses, it
+//! keeps what it has, tries again after a pause and lets the queue fill: traffic goes on, and what
+//! no longer fits is counted as dropped.
 //!
 //! Invariant: [`Spool::try_send`] takes one short lock and never waits for the disk.
 
@@ -23,7 +24,8 @@ const UPKEEP: Duration = Duration::from_secs(1);
 /// Numbers of one spool since it was started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpoolStats {
-    /// Turns whose `Begin` was offered: `accepted` plus all `dropped`, but for turns lost at `close`.
+    /// Turns whose `Begin` was offered: `accepted` plus all `dropped`, but for turns lost at
+    /// `close`.
     pub requests: u64,
     /// Turns whose `Begin` was taken.
     pub accepted: u64,
@@ -47,8 +49,9 @@ pub struct SpoolStats {
     pub disk_full: bool,
 }
 
-/// The spools of this process that nobody reads yet. Like the locks on their directories, a fact of the process: the
-/// ingest finds them here without being handed anything, and at most one ingest gets each of them.
+/// The spools of this process that nobody reads yet. Like the locks on their directories, a fact of
+/// the process: the ingest finds them here without being handed anything, and at most one ingest
+/// gets each of them.
 static UNREAD: Mutex<Vec<Follower>> = Mutex::new(Vec::new());
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -84,7 +87,8 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Makes this process's directory and starts the thread. Errors: the directory cannot be made or locked.
+    /// Makes this process's directory and starts the thread. Errors: the directory cannot be made
+    /// or locked.
     pub fn start(cfg: SpoolConfig) -> Result<Self, SpoolError> {
         let writer = SpoolWriter::create(&cfg)?;
         let shared = Arc::new(Shared {
@@ -121,8 +125,8 @@ impl Spool {
 
     /// Hands a record to the spool, or says why it was not taken. Never blocks on the disk.
     ///
-    /// A refused `Begin` is counted as dropped, once, here; its `Done` need not be sent and is refused as `BeginLost`
-    /// without being counted again.
+    /// A refused `Begin` is counted as dropped, once, here; its `Done` need not be sent and is
+    /// refused as `BeginLost` without being counted again.
     pub fn try_send(&self, record: Record) -> Result<(), DropReason> {
         let full = self.shared.disk_full.load(Ordering::Relaxed);
         lock(&self.shared.queue).offer(&self.cfg, full, record)?;
@@ -160,8 +164,8 @@ impl Spool {
         }
     }
 
-    /// Refuses new records, writes and syncs what waits, and releases the directory. Closing twice is harmless.
-    /// Errors: turns that could not be written within `close_ms_max`.
+    /// Refuses new records, writes and syncs what waits, and releases the directory. Closing twice
+    /// is harmless. Errors: turns that could not be written within `close_ms_max`.
     pub fn close(&self) -> Result<(), SpoolError> {
         lock(&self.shared.queue).closed = true;
         self.shared.filled.notify_all();
@@ -371,7 +375,8 @@ impl Task {
         lost
     }
 
-    /// Announces the end. The lock on the directory is released when the writer is dropped, after this.
+    /// Announces the end. The lock on the directory is released when the writer is dropped, after
+    /// this.
     fn finish(mut self, lost: u64) -> u64 {
         self.writer.seal();
         self.publish(true);

@@ -1,18 +1,20 @@
 //! The spool: the first durable place of a turn, between the tap and the store.
 //!
-//! The tap hands a record to [`Spool::try_send`], which never blocks; one thread frames it, appends it to a segment
-//! file and makes it durable in groups. Ingest follows the segments and deletes them once they are stored.
+//! The tap hands a record to [`Spool::try_send`], which never blocks; one thread frames it, appends
+//! it to a segment file and makes it durable in groups. Ingest follows the segments and deletes
+//! them once they are stored.
 //!
 //! ```text
-//! spool/<boot>/NNNNNN.seg     one directory per process; flock on the directory = the process is alive
+//! spool/<boot>/NNNNNN.seg     one directory per process; flock on it = the process is alive
 //! spool/quarantine/           segments with damage, kept for people
-//! frame = magic u32 | len u32 | kind u8 | flags u8 | turn id 16 B | crc32 of all else u32 | payload (zstd above 1 KiB)
+//! frame = magic | len | kind | flags | turn id | crc32 of all else | payload (zstd above 1 KiB)
 //! ```
-//! A frame never spans segments. Sealed segments never change. At most `sync_ms_max` of turns is at risk when the
-//! power fails; nothing is when only the process dies.
+//! A frame never spans segments. Sealed segments never change. At most `sync_ms_max` of turns is at
+//! risk when the power fails; nothing is when only the process dies.
 //!
-//! Invariant: `requests = accepted + dropped{reason}`, and each accepted turn has a `Begin` frame on disk or is counted
-//! as dropped in a `Gap` frame. An accepted turn always has room for its `Done` (without its body, if need be).
+//! Invariant: `requests = accepted + dropped{reason}`, and each accepted turn has a `Begin` frame
+//! on disk or is counted as dropped in a `Gap` frame. An accepted turn always has room for its
+//! `Done` (without its body, if need be).
 
 mod claim;
 mod frame;
@@ -93,7 +95,8 @@ pub struct SpoolConfig {
 }
 
 impl SpoolConfig {
-    /// The defaults: 64 MiB / 60 s segments, 20 ms / 1 MiB groups, 65,536 records / 256 MiB queue, 16 GiB on disk.
+    /// The defaults: 64 MiB / 60 s segments, 20 ms / 1 MiB groups, 65,536 records / 256 MiB queue,
+    /// 16 GiB on disk.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -127,7 +130,8 @@ fn segment_numbers(dir: &Path) -> Result<Vec<u32>, SpoolError> {
     Ok(numbers)
 }
 
-/// Bytes of all segments under `<data>/spool`, quarantine included; unreadable parts count as nothing.
+/// Bytes of all segments under `<data>/spool`, quarantine included; unreadable parts count as
+/// nothing.
 fn disk_bytes(spool: &Path) -> u64 {
     let list = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
     list(spool)

@@ -1,9 +1,11 @@
 //! The one bounded queue between the tap and the spool thread.
 //!
-//! Bounded in records and in bytes. Every accepted `Begin` reserves the place of its `Done`, so a turn that was accepted
-//! can always end: a `Done` that would not fit loses its body (and is marked as truncated), never its facts.
+//! Bounded in records and in bytes. Every accepted `Begin` reserves the place of its `Done`, so a
+//! turn that was accepted can always end: a `Done` that would not fit loses its body (and is marked
+//! as truncated), never its facts.
 //!
-//! Invariant: `requests = accepted + dropped{reason}`; a turn is counted once, when its `Begin` is offered.
+//! Invariant: `requests = accepted + dropped{reason}`; a turn is counted once, when its `Begin` is
+//! offered.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
@@ -31,7 +33,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Takes a record or says why not. A `Done` whose `Begin` was refused is refused as `BeginLost`, uncounted.
+    /// Takes a record or says why not. A `Done` whose `Begin` was refused is refused as
+    /// `BeginLost`, uncounted.
     pub(super) fn offer(
         &mut self,
         cfg: &SpoolConfig,

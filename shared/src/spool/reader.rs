@@ -1,10 +1,12 @@
 //! The read side: one directory's records in order, live or dead, damaged or not.
 //!
-//! A live directory is read up to what its writer says is durable. In a dead one, a last segment may end in a frame
-//! that was being written: it is cut off. Damage anywhere else loses the damaged frame, or, where the extent of a frame
-//! cannot be told, the rest of its segment; such a segment is moved to quarantine instead of being deleted.
+//! A live directory is read up to what its writer says is durable. In a dead one, a last segment
+//! may end in a frame that was being written: it is cut off. Damage anywhere else loses the damaged
+//! frame, or, where the extent of a frame cannot be told, the rest of its segment; such a segment
+//! is moved to quarantine instead of being deleted.
 //!
-//! Invariant: no record is returned unless its checksum holds, and reading never stops for ever at damage.
+//! Invariant: no record is returned unless its checksum holds, and reading never stops for ever at
+//! damage.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -65,7 +67,8 @@ impl DirReader {
         self.at
     }
 
-    /// The next item with the position of its first byte; `None` when there is nothing more, for now or for ever.
+    /// The next item with the position of its first byte; `None` when there is nothing more, for
+    /// now or for ever.
     pub fn next(&mut self) -> Result<Option<(Position, Item)>, SpoolError> {
         loop {
             let (limit, sealed) = match self.open()? {
@@ -111,7 +114,8 @@ impl DirReader {
         }
     }
 
-    /// Deletes the segments before `segment`, but for those in `keep`; damaged ones go to quarantine.
+    /// Deletes the segments before `segment`, but for those in `keep`; damaged ones go to
+    /// quarantine.
     pub fn delete_before(&mut self, segment: u32, keep: &BTreeSet<u32>) -> Result<(), SpoolError> {
         for number in segment_numbers(&self.dir)? {
             if number >= segment || keep.contains(&number) {
@@ -136,7 +140,7 @@ impl DirReader {
         fs::create_dir_all(&dir).map_err(at(&dir))?;
         let target = dir.join(format!("{}-{}", boot.display(), name.display()));
         fs::rename(path, &target).map_err(at(path))?;
-        tracing::warn!(segment = %target.display(), "a damaged spool segment is kept in quarantine");
+        tracing::warn!(segment = %target.display(), "a damaged segment is kept in quarantine");
         sync_parent(&target).map_err(at(&target))
     }
 
@@ -185,7 +189,8 @@ impl DirReader {
         let len = file.metadata().map_err(at(path))?.len();
         file.set_len(self.at.offset).map_err(at(path))?;
         file.sync_all().map_err(at(path))?;
-        tracing::info!(path = %path.display(), bytes = len - self.at.offset, "cut an unfinished frame");
+        let bytes = len - self.at.offset;
+        tracing::info!(path = %path.display(), bytes, "cut an unfinished frame");
         Ok(())
     }
 }

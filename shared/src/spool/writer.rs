@@ -1,10 +1,13 @@
-//! The append side: one process's directory of segments, group fdatasync, and recovery from write errors.
+//! The append side: one process's directory of segments, group fdatasync, and recovery from write
+//! errors.
 //!
-//! Bytes are written at once (so that they survive the process) and synced in groups (so that they survive the power).
-//! What is written but not yet synced is kept in memory: when a write or sync fails, the segment is cut back to what
-//! is known to be durable and the kept frames are written again to a fresh one.
+//! Bytes are written at once (so that they survive the process) and synced in groups (so that they
+//! survive the power). What is written but not yet synced is kept in memory: when a write or sync
+//! fails, the segment is cut back to what is known to be durable and the kept frames are written
+//! again to a fresh one.
 //!
-//! Invariant: bytes below the position that [`SpoolWriter::synced`] reports are durable and never change.
+//! Invariant: bytes below the position that [`SpoolWriter::synced`] reports are durable and never
+//! change.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -17,7 +20,8 @@ use super::{Position, SpoolConfig, SpoolError, at, frame, segment_path};
 use crate::data_dir::sync_parent;
 use crate::turn::Record;
 
-/// Appends records to the segments of one process. Holds the lock that says that the process is alive.
+/// Appends records to the segments of one process. Holds the lock that says that the process is
+/// alive.
 #[derive(Debug)]
 pub struct SpoolWriter {
     dir: PathBuf,
@@ -41,8 +45,8 @@ struct Open {
 }
 
 impl SpoolWriter {
-    /// Makes a directory for this process and locks it. The name appears only once the lock is held, so that nobody
-    /// takes the directory for a dead process's.
+    /// Makes a directory for this process and locks it. The name appears only once the lock is
+    /// held, so that nobody takes the directory for a dead process's.
     pub fn create(cfg: &SpoolConfig) -> Result<Self, SpoolError> {
         let boot = Uuid::now_v7().hyphenated().to_string();
         let dir = cfg.dir.join(&boot);
@@ -94,7 +98,8 @@ impl SpoolWriter {
         self.file.as_ref().map(|open| open.opened)
     }
 
-    /// Frames a record and writes it. After an error the record is kept and written by the next [`SpoolWriter::sync`].
+    /// Frames a record and writes it. After an error the record is kept and written by the next
+    /// [`SpoolWriter::sync`].
     pub fn append(&mut self, record: &Record) -> Result<(), SpoolError> {
         let start = self.unsynced.len();
         frame::encode(record, &mut self.unsynced);
@@ -109,7 +114,8 @@ impl SpoolWriter {
         wrote.inspect_err(|_| self.abandon())
     }
 
-    /// Makes everything durable; seals the segment when it is full. After an error, what is not durable is kept.
+    /// Makes everything durable; seals the segment when it is full. After an error, what is not
+    /// durable is kept.
     pub fn sync(&mut self) -> Result<(), SpoolError> {
         if self.unsynced.is_empty() {
             return Ok(());
@@ -133,7 +139,8 @@ impl SpoolWriter {
         Ok(())
     }
 
-    /// Ends the open segment, so that it can be deleted once it is stored. Call only with nothing unsynced.
+    /// Ends the open segment, so that it can be deleted once it is stored. Call only with nothing
+    /// unsynced.
     pub fn seal(&mut self) {
         if self.file.take().is_some() {
             self.segment += 1;
@@ -165,9 +172,11 @@ impl SpoolWriter {
     fn abandon(&mut self) {
         let Some(open) = self.file.take() else { return };
         if let Err(error) = open.file.set_len(open.synced) {
-            tracing::warn!(path = %open.path.display(), %error, "a failed segment could not be cut back");
+            let path = open.path.display();
+            tracing::warn!(%path, %error, "a failed segment could not be cut back");
         }
-        // A segment that never became durable keeps its number: it is truncated when it is opened again.
+        // A segment that never became durable keeps its number: it is truncated when it is opened
+        // again.
         if open.synced > 0 {
             self.segment += 1;
         }

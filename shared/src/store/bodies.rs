@@ -1,6 +1,7 @@
 //! Content-addressed bodies and the tree of messages.
 //!
-//! Invariant: hashes include the tenant, so tenants share no rows and none can find out what another one sent.
+//! Invariant: hashes include the tenant, so tenants share no rows and none can find out what
+//! another one sent.
 
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value;
@@ -73,7 +74,8 @@ pub(super) fn put(conn: &Connection, body: &Body) -> Result<i64> {
     Ok(insert.insert(params![&body.key[..], pack(&body.bytes)])?)
 }
 
-/// Stores the nodes of a prompt that are not there; returns the row of the last one. `None` for an empty prompt.
+/// Stores the nodes of a prompt that are not there; returns the row of the last one. `None` for an
+/// empty prompt.
 pub(super) fn put_chain(conn: &Connection, nodes: &[Node]) -> Result<Option<i64>> {
     let mut find = conn.prepare_cached("SELECT id FROM nodes WHERE hash = ?1")?;
     let mut known = nodes.len();

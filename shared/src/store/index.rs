@@ -1,6 +1,7 @@
 //! How a child finds its parent: the store as a [`LinkIndex`].
 //!
-//! Invariant: a probe costs the same however many turns share a text: at most `limit` rows are touched.
+//! Invariant: a probe costs the same however many turns share a text: at most `limit` rows are
+//! touched.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -19,9 +20,11 @@ type Row = (i64, String, u32, String, Option<i64>, u32, i64, u32);
 
 impl Index<'_> {
     fn rows(&self, kind: HashKind, hash: &Hash, limit: usize) -> Result<Vec<Row>> {
-        // Newest rows first by the index itself: sorting by time would read all turns with the same text.
+        // Newest rows first by the index itself: sorting by time would read all turns with the same
+        // text.
         let mut find = self.0.prepare_cached(
-            "SELECT t.id, t.turn_id, i.choice, t.session_id, t.parent, t.parent_choice, t.started_ms,
+            "SELECT t.id, t.turn_id, i.choice, t.session_id, t.parent, t.parent_choice,
+                    t.started_ms,
                     (SELECT count(*) FROM (SELECT 1 FROM turns c
                       WHERE c.parent = t.id AND c.parent_choice = i.choice LIMIT ?4))
              FROM link_index i JOIN turns t ON t.id = i.turn

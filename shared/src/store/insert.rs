@@ -1,7 +1,8 @@
 //! Batches of turns from the ingest: one transaction with the spool position they came from.
 //!
-//! A turn id that is stored already is skipped, so a batch may be repeated after any failure. A turn that cannot be stored
-//! by itself (a value that SQLite refuses) is counted as dropped; it does not hold up the others.
+//! A turn id that is stored already is skipped, so a batch may be repeated after any failure. A
+//! turn that cannot be stored by itself (a value that SQLite refuses) is counted as dropped; it
+//! does not hold up the others.
 //!
 //! Invariant: exactly once. Turns, links, drops and position become durable together or not at all.
 
@@ -79,7 +80,8 @@ impl Store {
         }
     }
 
-    /// `one_by_one`: each turn in a savepoint of its own, and what fails for good is counted as dropped.
+    /// `one_by_one`: each turn in a savepoint of its own, and what fails for good is counted as
+    /// dropped.
     fn commit_with(
         &self,
         turns: &[IngestTurn],
@@ -115,7 +117,8 @@ impl Store {
         if let Some(pos) = pos {
             let mut put = write.prepare_cached(
                 "INSERT INTO ingest_pos (boot, segment, offset) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (boot) DO UPDATE SET segment = excluded.segment, offset = excluded.offset",
+                 ON CONFLICT (boot) DO UPDATE
+                 SET segment = excluded.segment, offset = excluded.offset",
             )?;
             put.execute(params![pos.boot, pos.segment, int(pos.offset)])?;
         }
@@ -197,14 +200,16 @@ fn resolve(conn: &Connection, turn: &IngestTurn) -> Result<Resolution> {
     link::resolve(&Index(conn), &turn.key, &incoming)
 }
 
-/// Whether a child says what became of its parent's answer: it adds messages, and the link is sure enough.
+/// Whether a child says what became of its parent's answer: it adds messages, and the link is sure
+/// enough.
 pub(super) fn gives_next_state(
     kind: LinkKind,
     confidence: f64,
     answer_at: usize,
     messages: usize,
 ) -> bool {
-    // Turns with an identical history and answer are interchangeable, so ambiguity does no harm to exact links.
+    // Turns with an identical history and answer are interchangeable, so ambiguity does no harm to
+    // exact links.
     let sure =
         matches!(kind, LinkKind::Exact | LinkKind::ToolCallId) || confidence >= CONFIDENCE_MIN;
     sure && answer_at + 1 < messages
@@ -226,9 +231,11 @@ const INSERT_TURN: &str = "INSERT INTO turns (
     route, mode, alias, tenant, method, path, model, generation, policy_version,
     started_ms, first_byte_ms, duration_ms, status, outcome, stream, attempts,
     prompt, prompt_len, params, request_headers, response_headers, request_bytes, response_bytes,
-    raw_request, raw_response, prompt_tokens, completion_tokens, flags, judgeable, next_states, judged)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24,
-    ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, 0, 0)";
+    raw_request, raw_response, prompt_tokens, completion_tokens, flags, judgeable,
+    next_states, judged)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
+    ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36,
+    ?37, 0, 0)";
 
 fn insert_turn(
     conn: &Connection,

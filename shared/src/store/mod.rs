@@ -1,13 +1,16 @@
 //! The store: turns, links, verdicts and rounds in one SQLite file, shared by proxy and trainer.
 //!
-//! WAL with synchronous=FULL: what a commit reported is durable. Writers begin with `BEGIN IMMEDIATE`, so that a lock is
-//! waited for and not stumbled upon; readers page through short statements and hold no snapshot. Messages are
-//! content-addressed and conversations are a tree, so a client that resends its history costs only what is new.
+//! WAL with synchronous=FULL: what a commit reported is durable. Writers begin with `BEGIN
+//! IMMEDIATE`, so that a lock is waited for and not stumbled upon; readers page through short
+//! statements and hold no snapshot. Messages are content-addressed and conversations are a tree, so
+//! a client that resends its history costs only what is new.
 //!
-//! * `insert`: batches of turns from the ingest, exactly once. `index`: how a child finds its parent.
+//! * `insert`: batches of turns from the ingest, exactly once. `index`: how a child finds its
+//!   parent.
 //! * `turns`, `verdicts`, `rounds`, `counts`: what the trainer and people read and write.
 //!
-//! Invariant: one row per turn id, for ever; a batch and the spool position it came from are committed together.
+//! Invariant: one row per turn id, for ever; a batch and the spool position it came from are
+//! committed together.
 
 mod bodies;
 mod counts;
@@ -73,7 +76,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same call may succeed later with nothing changed: locks, full or failing disks, missing rights.
+    /// Whether the same call may succeed later with nothing changed: locks, full or failing disks,
+    /// missing rights.
     pub fn is_passing(&self) -> bool {
         use rusqlite::ErrorCode as Code;
         let Self::Sqlite(error) = self else { return false };
@@ -115,7 +119,8 @@ impl Store {
         Self::tune(conn)
     }
 
-    /// Opens an existing store for reading only. Errors: the file is missing or its schema is not ours.
+    /// Opens an existing store for reading only. Errors: the file is missing or its schema is not
+    /// ours.
     pub fn open_read_only(path: &Path) -> Result<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(path, flags)?;
@@ -129,7 +134,8 @@ impl Store {
         conn.pragma_update(None, "synchronous", "FULL")?;
         conn.pragma_update(None, "cache_size", -32_768)?;
         conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
-        // The rows are written by one place that keeps them whole; looking every reference up costs a fifth.
+        // The rows are written by one place that keeps them whole; looking every reference up costs
+        // a fifth.
         conn.pragma_update(None, "foreign_keys", false)?;
         Ok(Self { conn })
     }
@@ -146,7 +152,8 @@ impl Store {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Moves the write-ahead log into the file as far as readers allow. Returns the log's frames that are left.
+    /// Moves the write-ahead log into the file as far as readers allow. Returns the log's frames
+    /// that are left.
     pub fn checkpoint(&self) -> Result<i64> {
         Ok(self.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(1))?)
     }

@@ -1,9 +1,11 @@
 //! Children that were stored before their parent, as happens with two proxies.
 //!
-//! A turn remembers the prefixes of its prompt that end in an answer nobody has stored yet. When a turn with such an answer
-//! is stored, the waiting turn becomes its child, and the waiting turn's tree joins the session.
+//! A turn remembers the prefixes of its prompt that end in an answer nobody has stored yet. When a
+//! turn with such an answer is stored, the waiting turn becomes its child, and the waiting turn's
+//! tree joins the session.
 //!
-//! Invariant: a link made here is exact, and only ever replaces a link to an earlier part of the same history.
+//! Invariant: a link made here is exact, and only ever replaces a link to an earlier part of the
+//! same history.
 
 use rusqlite::{Connection, params};
 use serde_json::Value;

@@ -184,7 +184,8 @@ impl Store {
     /// Overwrites a round's row. Errors: there is none.
     pub fn update_round(&self, row: &RoundRow) -> Result<()> {
         let sql = format!(
-            "UPDATE rounds SET ({COLUMNS}) = (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) WHERE round_id = ?1"
+            "UPDATE rounds SET ({COLUMNS}) = (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+             WHERE round_id = ?1"
         );
         match self.put_round(&sql, row)? {
             0 => Err(StoreError::Missing { what: "round", id: row.round_id.clone() }),
@@ -250,7 +251,8 @@ impl Store {
         rows.into_iter().map(finish).collect()
     }
 
-    /// Records which turns a round uses, in place of what was recorded before. Errors: a turn is not stored.
+    /// Records which turns a round uses, in place of what was recorded before. Errors: a turn is
+    /// not stored.
     pub fn set_round_turns(&self, round_id: &str, turns: &[(TurnId, Split)]) -> Result<()> {
         let write = self.write()?;
         write.execute("DELETE FROM round_turns WHERE round_id = ?1", [round_id])?;

@@ -1,6 +1,7 @@
 //! Schema versions: `user_version` counts the migrations that a file has had.
 //!
-//! Invariant: a published migration never changes; a file of a newer program is refused, not guessed at.
+//! Invariant: a published migration never changes; a file of a newer program is refused, not
+//! guessed at.
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
@@ -14,7 +15,8 @@ const KNOWN: i64 = MIGRATIONS.len() as i64;
 
 /// Makes or migrates the schema. Safe when several processes do so at once.
 pub(super) fn prepare(conn: &Connection) -> Result<()> {
-    // Both take effect only while the file is empty. 16 KiB pages: +29 % rows/s at 4 KiB rows (reference/proxy.md §3.1).
+    // Both take effect only while the file is empty. 16 KiB pages: +29 % rows/s at 4 KiB rows
+    // (reference/proxy.md §3.1).
     conn.pragma_update(None, "page_size", 16_384)?;
     conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;

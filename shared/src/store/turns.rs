@@ -74,9 +74,10 @@ pub struct JudgeItem {
     pub next_state: Vec<Value>,
 }
 
-const SELECT: &str = "SELECT t.turn_id, t.session_id, p.turn_id, t.parent_choice, t.link, t.link_confidence,
-    t.route, t.mode, t.alias, t.tenant, t.path, t.model, t.generation, t.started_ms, t.first_byte_ms,
-    t.duration_ms, t.status, t.outcome, t.stream, t.params, t.prompt, t.prompt_tokens, t.completion_tokens
+const SELECT: &str = "SELECT t.turn_id, t.session_id, p.turn_id, t.parent_choice, t.link,
+    t.link_confidence, t.route, t.mode, t.alias, t.tenant, t.path, t.model, t.generation,
+    t.started_ms, t.first_byte_ms, t.duration_ms, t.status, t.outcome, t.stream, t.params,
+    t.prompt, t.prompt_tokens, t.completion_tokens
     FROM turns t LEFT JOIN turns p ON p.id = t.parent WHERE t.id = ?1";
 
 /// The columns that need no parsing are in `turn` already; the rest as text and row numbers.
@@ -182,7 +183,8 @@ impl Store {
         })
     }
 
-    /// Whole turns of a mode that trains, with a next state and no verdict yet; oldest first, at most `limit`.
+    /// Whole turns of a mode that trains, with a next state and no verdict yet; oldest first, at
+    /// most `limit`.
     pub fn unjudged(&self, limit: usize) -> Result<Vec<JudgeItem>> {
         let mut find = self.conn.prepare_cached(
             "SELECT id FROM turns WHERE judgeable = 1 AND judged = 0 AND next_states > 0

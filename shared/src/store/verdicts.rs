@@ -77,7 +77,8 @@ impl Raw {
 }
 
 impl Store {
-    /// Records a verdict. `false`: one stands already, or the turn was judged from nothing that is stored.
+    /// Records a verdict. `false`: one stands already, or the turn was judged from nothing that is
+    /// stored.
     pub fn insert_verdict(&self, row: &VerdictRow) -> Result<bool> {
         let write = self.write()?;
         let id: Option<i64> = write
@@ -88,7 +89,8 @@ impl Store {
         let missing = || StoreError::Missing { what: "turn", id: row.turn_id.to_string() };
         let id = id.ok_or_else(missing)?;
         let new = write.execute(
-            "INSERT INTO verdicts (turn, child, verdict, source, reason, votes, hints, judge, judged_ms)
+            "INSERT INTO verdicts
+             (turn, child, verdict, source, reason, votes, hints, judge, judged_ms)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (turn) DO NOTHING",
             params![
                 id,
@@ -117,8 +119,8 @@ impl Store {
         raw.map(Raw::finish).transpose()
     }
 
-    /// Turns of a route that a round can learn from, oldest first: a verdict that is not 0, or hints, and not yet in the
-    /// train split of a finished round.
+    /// Turns of a route that a round can learn from, oldest first: a verdict that is not 0, or
+    /// hints, and not yet in the train split of a finished round.
     pub fn trainable(&self, route: &str, limit: usize) -> Result<Vec<(StoredTurn, VerdictRow)>> {
         let sql = format!(
             "SELECT v.turn, {COLUMNS} FROM verdicts v JOIN turns t ON t.id = v.turn
