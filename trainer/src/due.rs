@@ -1,0 +1,43 @@
+//! When a round begins: enough new judged turns, or a few that have waited long enough.
+//!
+//! New is what the route's last round has not looked at. Turns that it held out or dropped are not
+//! new, so they never start a round by themselves; they take part in the next one.
+//!
+//! Invariant: a round begins only if it could hold out a turn, because the gate refuses without.
+
+use crate::sample::split::SPLIT_MIN;
+use hone_shared::policy::RoutePolicy;
+use hone_shared::store::{RoundRow, StoredTurn, VerdictRow};
+use hone_shared::turn::TurnId;
+use serde_json::Value;
+use std::collections::HashSet;
+
+/// Whether a round of this route shall begin now, over `pool` (all its trainable turns).
+pub fn is_due(
+    route: &RoutePolicy,
+    pool: &[(StoredTurn, VerdictRow)],
+    last: Option<&RoundRow>,
+    now_ms: i64,
+) -> bool {
+    if !route.mode.trains() || pool.len() < SPLIT_MIN {
+        return false;
+    }
+    let seen: HashSet<TurnId> = last.map(|row| seen(&row.metrics)).unwrap_or_default();
+    let fresh: Vec<&VerdictRow> =
+        pool.iter().filter(|(turn, _)| !seen.contains(&turn.turn_id)).map(|(_, v)| v).collect();
+    if fresh.is_empty() {
+        return false;
+    }
+    let oldest_ms = fresh.iter().map(|v| v.judged_ms).min().unwrap_or(now_ms);
+    let age_ms = u64::try_from(now_ms - oldest_ms).unwrap_or(0);
+    fresh.len() >= route.round.samples_min || age_ms >= route.round.age_ms_max
+}
+
+fn seen(metrics: &Value) -> HashSet<TurnId> {
+    let list = metrics["seen"].as_array().map(Vec::as_slice).unwrap_or_default();
+    list.iter().filter_map(|id| id.as_str()?.parse().ok()).collect()
+}
+
+#[cfg(test)]
+#[path = "due_tests.rs"]
+mod tests;

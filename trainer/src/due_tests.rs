@@ -1,0 +1,70 @@
+//! When a round begins, and what never begins one.
+
+use super::*;
+use crate::testing::lab::{stored_turn, verdict};
+use crate::testing::{policies, route_policy};
+use hone_shared::store::RoundState;
+use hone_shared::turn::Generation;
+use serde_json::json;
+
+fn pool(judged_ms: &[i64]) -> Vec<(StoredTurn, VerdictRow)> {
+    let one = |ms: &i64| {
+        let turn = stored_turn("s", "q", "an answer", "stop");
+        let mut verdict = verdict(&turn, -1, &["Answer in one sentence."]);
+        verdict.judged_ms = *ms;
+        (turn, verdict)
+    };
+    judged_ms.iter().map(one).collect()
+}
+
+fn last(seen: &[(StoredTurn, VerdictRow)]) -> RoundRow {
+    let ids: Vec<TurnId> = seen.iter().map(|(turn, _)| turn.turn_id).collect();
+    RoundRow {
+        round_id: "r".into(),
+        route: "chat".into(),
+        state: RoundState::Refused,
+        started_ms: 0,
+        finished_ms: Some(1),
+        incumbent: Generation::base(),
+        candidate: None,
+        reason: String::new(),
+        metrics: json!({"seen": ids}),
+    }
+}
+
+const HOUR: i64 = 3_600_000;
+
+#[test]
+fn enough_new_turns_begin_a_round_at_once() {
+    assert!(!is_due(&route_policy(), &pool(&[0; 5]), None, 1));
+    assert!(is_due(&route_policy(), &pool(&[0; 6]), None, 1));
+}
+
+#[test]
+fn a_few_turns_begin_a_round_once_the_oldest_has_waited_long_enough() {
+    let few = pool(&[100, 5_000, 6_000, 7_000]);
+    assert!(!is_due(&route_policy(), &few, None, HOUR));
+    assert!(is_due(&route_policy(), &few, None, HOUR + 100));
+}
+
+#[test]
+fn three_turns_wait_because_nothing_could_be_held_out() {
+    assert!(!is_due(&route_policy(), &pool(&[0; 3]), None, 10 * HOUR));
+}
+
+#[test]
+fn turns_that_the_last_round_looked_at_begin_no_round_by_themselves() {
+    let mut all = pool(&[0; 8]);
+    let before = last(&all);
+    assert!(!is_due(&route_policy(), &all, Some(&before), 10 * HOUR));
+    all.extend(pool(&[9 * HOUR]));
+    assert!(!is_due(&route_policy(), &all, Some(&before), 9 * HOUR + 1));
+    assert!(is_due(&route_policy(), &all, Some(&before), 10 * HOUR), "one new turn, old enough");
+}
+
+#[test]
+fn a_route_that_does_not_learn_gets_no_round() {
+    let observing = policies(&[("MODE", "observe")]);
+    let route = observing.route("chat").unwrap();
+    assert!(!is_due(route, &pool(&[0; 9]), None, 10 * HOUR));
+}

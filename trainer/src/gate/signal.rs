@@ -1,0 +1,118 @@
+//! The signal the candidate was trained for, on turns it was not trained on.
+//!
+//! Hinted turns: the hinted teacher answers afresh; the gain is how much more likely the candidate
+//! finds those answers *without* the hint than the incumbent does, mean ln p per token. Rewarded
+//! turns: the same difference on the live reply, times the reward. A turn with both counts as
+//! hinted; its reward gain is reported but not tested (the hint says more than the sign).
+//!
+//! Invariant: both adapters are measured on the same tokens.
+
+use super::GateError;
+use crate::compute::{Compute, SampleParams, Sequence};
+use crate::sample::Sample;
+use hone_model::lora::Lora;
+use serde::Serialize;
+
+/// Gains in nats per token, candidate minus incumbent; mean over turns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Signal {
+    /// Held-out turns with a hint.
+    pub hinted_turns: usize,
+    /// Mean ln p of the teacher's replies under the incumbent.
+    pub hinted_incumbent: f64,
+    /// Mean ln p of the teacher's replies under the candidate.
+    pub hinted_candidate: f64,
+    /// Candidate minus incumbent.
+    pub hinted_gain: f64,
+    /// Mean length of the teacher's replies in tokens.
+    pub teacher_tokens_mean: f64,
+    /// Held-out turns with a reward and no hint.
+    pub rewarded_turns: usize,
+    /// Mean of reward × (candidate − incumbent) on their live replies.
+    pub rewarded_gain: f64,
+    /// The same over the turns that have a hint as well; reported only.
+    pub rewarded_gain_of_hinted: f64,
+}
+
+/// Who is compared, and how the teacher draws.
+pub struct Contest<'a> {
+    /// The adapter under test.
+    pub candidate: &'a Lora,
+    /// What is served now; `None`: the base.
+    pub incumbent: Option<&'a Lora>,
+    /// The teacher's adapter; `None`: the base.
+    pub teacher: Option<&'a Lora>,
+    /// Fresh teacher replies per prompt.
+    pub replies: usize,
+    /// How they are drawn.
+    pub params: SampleParams,
+}
+
+/// Measures both gains on the held-out samples.
+pub fn measure(
+    compute: &mut dyn Compute,
+    contest: &Contest<'_>,
+    holdout: &[Sample],
+) -> Result<Signal, GateError> {
+    let mut out = Signal::default();
+    let hinted: Vec<&Sample> = holdout.iter().filter(|s| s.teacher.is_some()).collect();
+    let rewarded: Vec<&Sample> = holdout.iter().filter(|s| s.teacher.is_none()).collect();
+    if !hinted.is_empty() {
+        let prompts: Vec<Vec<u32>> = hinted.iter().filter_map(|s| s.teacher.clone()).collect();
+        let (replies, params) = (contest.replies.max(1), &contest.params);
+        let groups = compute.sample(contest.teacher, &prompts, replies, params)?;
+        let mut sequences = Vec::new();
+        for (sample, group) in hinted.iter().zip(&groups) {
+            sequences.extend(group.iter().map(|reply| sample.plain_with(&reply.tokens)));
+        }
+        let lengths: usize = sequences.iter().map(|s| s.response.len()).sum();
+        out.teacher_tokens_mean = lengths as f64 / sequences.len().max(1) as f64;
+        let (candidate, incumbent) = both(compute, contest, &sequences)?;
+        out.hinted_turns = hinted.len();
+        out.hinted_candidate = mean(&candidate);
+        out.hinted_incumbent = mean(&incumbent);
+        out.hinted_gain = out.hinted_candidate - out.hinted_incumbent;
+        out.rewarded_gain_of_hinted = reward_gain(compute, contest, &hinted)?;
+    }
+    out.rewarded_turns = rewarded.len();
+    out.rewarded_gain = reward_gain(compute, contest, &rewarded)?;
+    Ok(out)
+}
+
+/// Mean of reward × gain in ln p per token of the live replies; 0 without samples.
+fn reward_gain(
+    compute: &mut dyn Compute,
+    contest: &Contest<'_>,
+    samples: &[&Sample],
+) -> Result<f64, GateError> {
+    if samples.is_empty() {
+        return Ok(0.0);
+    }
+    let sequences: Vec<Sequence> = samples.iter().map(|s| s.plain()).collect();
+    let (candidate, incumbent) = both(compute, contest, &sequences)?;
+    let gains = candidate.iter().zip(&incumbent).zip(samples);
+    Ok(mean(&gains.map(|((c, i), s)| s.reward * (c - i)).collect::<Vec<_>>()))
+}
+
+/// Mean ln p per token of each sequence, under candidate and incumbent.
+fn both(
+    compute: &mut dyn Compute,
+    contest: &Contest<'_>,
+    sequences: &[Sequence],
+) -> Result<(Vec<f64>, Vec<f64>), GateError> {
+    let candidate = compute.score(Some(contest.candidate), sequences)?;
+    let incumbent = compute.score(contest.incumbent, sequences)?;
+    let per_token = |scores: Vec<Vec<f32>>| -> Vec<f64> {
+        let filled = scores.iter().filter(|s| !s.is_empty());
+        filled.map(|s| mean(&s.iter().map(|p| f64::from(*p)).collect::<Vec<_>>())).collect()
+    };
+    let (candidate, incumbent) = (per_token(candidate), per_token(incumbent));
+    if candidate.is_empty() || candidate.len() != incumbent.len() {
+        return Err(GateError::Nothing("no held-out reply could be scored"));
+    }
+    Ok((candidate, incumbent))
+}
+
+fn mean(values: &[f64]) -> f64 {
+    if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
+}

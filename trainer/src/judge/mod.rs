@@ -1,0 +1,286 @@
+//! Judge: a verdict, and hints, for every turn that has a next state.
+//!
+//! ```text
+//! store.unjudged ─► rules ─► verdict                 (needs nothing outside this process)
+//!                     └────► model, m votes ─► verdict or "ask again later"
+//! ```
+//! A pass first settles everything that rules can settle, then asks the model for at most
+//! [`MODEL_TURNS_PER_PASS`] turns. When the endpoint is down those turns stay unjudged in the store
+//! and the endpoint is left alone for a while; nothing else waits for it.
+//!
+//! Invariant: a verdict is written once, with its votes and reasons; a turn is never judged from a
+//! failure of the judge.
+
+pub mod backoff;
+pub mod exchange;
+pub mod hint;
+pub mod llm;
+pub mod parse;
+pub mod prompt;
+pub mod rules;
+
+use backoff::Backoff;
+use exchange::Exchange;
+use futures::StreamExt;
+use hone_shared::clock::Clock;
+use hone_shared::policy::{HintMode, JudgePolicy, PolicySet};
+use hone_shared::store::{JudgeItem, Store, StoreError, VerdictRow};
+use llm::{Answer, LlmClient};
+use rules::RuleVerdict;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Turns for which the model is asked in one pass.
+pub const MODEL_TURNS_PER_PASS: usize = 8;
+/// Questions to the model in flight at once; each is m requests.
+const MODEL_TURNS_AT_ONCE: usize = 2;
+/// New turns read from the store per pass, on top of those that wait for an endpoint.
+const TURNS_PER_PASS: usize = 64;
+/// Turns waiting for an endpoint that are looked past.
+const WAITING_MAX: usize = 4_096;
+
+/// Why a pass could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum JudgeError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No HTTP client could be built.
+    #[error("judge client: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// What one pass did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PassReport {
+    /// Verdicts written.
+    pub judged: usize,
+    /// Turns left for later: endpoint down or not yet its turn.
+    pub waiting: usize,
+}
+
+/// The judge of one trainer process.
+pub struct Judge {
+    client: LlmClient,
+    backoff: Backoff,
+    waiting: usize,
+    clock: Clock,
+}
+
+/// A turn that needs the model.
+struct Question {
+    item: JudgeItem,
+    seen: Exchange,
+    policy: Arc<JudgePolicy>,
+    rule: Option<RuleVerdict>,
+}
+
+impl Judge {
+    /// A judge whose default endpoint is the engine at `engine_url`.
+    pub fn new(engine_url: &str, clock: Clock) -> Result<Self, JudgeError> {
+        let client = LlmClient::new(engine_url)?;
+        Ok(Self { client, backoff: Backoff::default(), waiting: 0, clock })
+    }
+
+    /// One pass over what is unjudged.
+    pub async fn pass(
+        &mut self,
+        store: &mut Store,
+        policies: &PolicySet,
+    ) -> Result<PassReport, JudgeError> {
+        let limit = TURNS_PER_PASS + self.waiting.min(WAITING_MAX);
+        let mut report = PassReport::default();
+        let mut questions = Vec::new();
+        for item in store.unjudged(limit)? {
+            match self.by_rule(store, policies, item)? {
+                Settled::Verdict(row) => report.judged += usize::from(store.insert_verdict(&row)?),
+                Settled::Ask(question) => questions.push(*question),
+                Settled::Leave => report.waiting += 1,
+            }
+        }
+        report.waiting += questions.len();
+        let now = self.clock.now_ms();
+        let backoff = &self.backoff;
+        let client = &self.client;
+        questions.retain(|q| q.rule.is_some() || backoff.open(client.endpoint(&q.policy.llm), now));
+        questions.truncate(MODEL_TURNS_PER_PASS);
+        for row in self.by_model(questions).await {
+            report.judged += usize::from(store.insert_verdict(&row)?);
+            report.waiting -= 1;
+        }
+        self.waiting = report.waiting;
+        Ok(report)
+    }
+
+    /// Settles a turn by rule, or says what is missing.
+    fn by_rule(
+        &self,
+        store: &Store,
+        policies: &PolicySet,
+        item: JudgeItem,
+    ) -> Result<Settled, JudgeError> {
+        let route = policies.route(&item.turn.route).filter(|route| route.mode.trains());
+        let Some(policy) = route.and_then(|route| policies.judges.get(&route.judge)) else {
+            return Ok(Settled::Leave);
+        };
+        let policy = policy.clone();
+        let choice = store.turn(item.child)?.map_or(0, |child| child.parent_choice);
+        let Some(seen) = Exchange::of(&item, choice) else {
+            let missing = rules::shorten("the answer that was continued is not stored", 120);
+            let row = self.row(&item, &policy, 0, "rule:no_answer", missing, json!([]), vec![]);
+            return Ok(Settled::Verdict(row));
+        };
+        let rule = rules::judge(&policy.rules, &seen);
+        let wants_hint = policy.hint.mode == HintMode::Llm && policy.llm.enabled;
+        match rule {
+            Some(rule) if rule.correction.is_some() && wants_hint => {
+                Ok(Settled::Ask(Box::new(Question { item, seen, policy, rule: Some(rule) })))
+            }
+            Some(rule) => Ok(Settled::Verdict(self.ruled(&item, &policy, &seen, &rule))),
+            None if policy.llm.enabled => {
+                Ok(Settled::Ask(Box::new(Question { item, seen, policy, rule: None })))
+            }
+            None => {
+                let reason = "no rule applies and the model judge is off".to_owned();
+                let row = self.row(&item, &policy, 0, "rule:none", reason, json!([]), vec![]);
+                Ok(Settled::Verdict(row))
+            }
+        }
+    }
+
+    /// A verdict by rule, with the user's own words as the hint unless hints are off.
+    fn ruled(
+        &self,
+        item: &JudgeItem,
+        policy: &JudgePolicy,
+        seen: &Exchange,
+        rule: &RuleVerdict,
+    ) -> VerdictRow {
+        let words: Vec<String> = match policy.hint.mode {
+            HintMode::Off => Vec::new(),
+            HintMode::Verbatim | HintMode::Llm => rule.correction.iter().cloned().collect(),
+        };
+        let hints = hint::accept(&policy.hint, &words, &seen.answer_text());
+        let source = format!("rule:{}", rule.rule);
+        self.row(item, policy, rule.verdict, &source, rule.reason.clone(), json!([]), hints)
+    }
+
+    /// Asks the model; turns whose endpoint is down have no row, except those with a rule's verdict.
+    async fn by_model(&mut self, questions: Vec<Question>) -> Vec<VerdictRow> {
+        let mut ready = Vec::new();
+        let mut rows = Vec::new();
+        for question in questions {
+            let endpoint = self.client.endpoint(&question.policy.llm).to_owned();
+            let open = self.backoff.open(&endpoint, self.clock.now_ms());
+            let model = match open {
+                true => self.client.model(&question.policy.llm).await,
+                false => Err("the judge endpoint is down".into()),
+            };
+            match model {
+                Ok(model) => ready.push((question, model, endpoint)),
+                Err(why) => {
+                    if open {
+                        self.endpoint_failed(&endpoint, &why);
+                    }
+                    rows.extend(self.without_model(&question));
+                }
+            }
+        }
+        let client = &self.client;
+        let asked = futures::stream::iter(ready.into_iter().map(|(question, model, endpoint)| {
+            let messages = prompt::messages(&question.policy.llm, &question.seen);
+            async move {
+                let answer = client.ask(&question.policy.llm, &model, &messages).await;
+                (question, endpoint, answer)
+            }
+        }));
+        let answers: Vec<_> = asked.buffer_unordered(MODEL_TURNS_AT_ONCE).collect().await;
+        for (question, endpoint, answer) in answers {
+            rows.extend(self.settle(&question, &endpoint, answer));
+        }
+        rows
+    }
+
+    /// Turns the model's answer into a row, or nothing when it has to be asked again.
+    fn settle(&mut self, q: &Question, endpoint: &str, answer: Answer) -> Option<VerdictRow> {
+        let (valid, invalid) = match answer {
+            Answer::Down(why) => {
+                self.endpoint_failed(endpoint, &why);
+                return self.without_model(q);
+            }
+            Answer::Refused(why) => (Vec::new(), vec![why]),
+            Answer::Votes { valid, invalid } => (valid, invalid),
+        };
+        self.backoff.succeeded(endpoint);
+        let count = valid.len();
+        let majority = parse::majority(&valid, q.policy.llm.votes_valid_min);
+        let (verdict, source, reason) = match &q.rule {
+            Some(rule) => (rule.verdict, format!("rule:{}", rule.rule), rule.reason.clone()),
+            None => {
+                let because = valid.iter().find(|v| v.verdict == majority && !v.reason.is_empty());
+                let reason = because.map(|v| v.reason.clone());
+                let none = format!("{count} valid votes, {} invalid, no majority", invalid.len());
+                (majority, "llm".to_owned(), reason.unwrap_or(none))
+            }
+        };
+        let mut hints = Vec::new();
+        if verdict < 1 && q.policy.hint.mode == HintMode::Llm {
+            let critics = valid.iter().filter(|v| v.verdict == -1);
+            hints.extend(critics.filter_map(|v| v.hint.clone()));
+        }
+        let mut hints = hint::accept(&q.policy.hint, &hints, &q.seen.answer_text());
+        if hints.is_empty()
+            && let Some(rule) = &q.rule
+        {
+            hints = self.ruled(&q.item, &q.policy, &q.seen, rule).hints;
+        }
+        let faults = invalid.iter().map(|fault| json!({"invalid": rules::shorten(fault, 200)}));
+        let votes = valid.iter().map(|v| json!(v)).chain(faults).collect();
+        Some(self.row(&q.item, &q.policy, verdict, &source, reason, Value::Array(votes), hints))
+    }
+
+    /// What can be said with the endpoint down: the rule's verdict if there is one.
+    fn without_model(&self, q: &Question) -> Option<VerdictRow> {
+        q.rule.as_ref().map(|rule| self.ruled(&q.item, &q.policy, &q.seen, rule))
+    }
+
+    fn endpoint_failed(&mut self, endpoint: &str, why: &str) {
+        let wait_ms = self.backoff.failed(endpoint, self.clock.now_ms());
+        tracing::warn!(why, wait_ms, "the judge endpoint is down; rules go on");
+    }
+
+    #[allow(clippy::too_many_arguments)] // The columns of one table row.
+    fn row(
+        &self,
+        item: &JudgeItem,
+        policy: &JudgePolicy,
+        verdict: i8,
+        source: &str,
+        reason: String,
+        votes: Value,
+        hints: Vec<String>,
+    ) -> VerdictRow {
+        VerdictRow {
+            turn_id: item.turn.turn_id,
+            child: item.child,
+            verdict,
+            source: source.to_owned(),
+            reason,
+            votes,
+            hints,
+            judge: policy.label(),
+            judged_ms: self.clock.now_ms(),
+        }
+    }
+}
+
+/// What the rules could do about a turn.
+enum Settled {
+    Verdict(VerdictRow),
+    Ask(Box<Question>),
+    Leave,
+}
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

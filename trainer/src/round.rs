@@ -1,0 +1,143 @@
+//! A round: judge → sample → train → gate → publish, on one screen.
+//!
+//! Judging runs all the time beside the rounds (`judge::Judge::pass`); a round takes the verdicts
+//! that stand. Everything else happens here, in this order. Each step leaves its result on disk and
+//! skips itself when the result is already there, so resuming a round is running it again:
+//!
+//! | killed while | on disk                    | what the next start does                      |
+//! |--------------|----------------------------|-----------------------------------------------|
+//! | sampling     | nothing, or samples.json   | samples again, or takes the frozen samples    |
+//! | training     | checkpoint of update n     | goes on with update n + 1, same seed          |
+//! | gating       | checkpoint of the last     | gates again: same seeds, same numbers         |
+//! | publishing   | generation in the registry | publishes again: every step is idempotent     |
+//!
+//! Invariant: a round ends in exactly one of promoted, refused (by the gate), failed (an anomaly),
+//! abandoned (a fault that is not its samples': they are free again), with a reason.
+
+mod parts;
+
+pub use parts::{POOL_MAX, abandon, begin};
+
+use crate::compute::ComputeError;
+use crate::gate::{self, Case};
+use crate::publish::{self, PublishError};
+use crate::sample::split::SPLIT_MIN;
+use crate::train::{self, TrainEnd, TrainError};
+use crate::work::{WorkDir, WorkError};
+use crate::workshop::{Workshop, WorkshopError};
+use hone_shared::policy::PolicySet;
+use hone_shared::registry::RegistryError;
+use hone_shared::store::{RoundRow, RoundState, StoreError};
+use parts::{Ground, advance, finish};
+use serde_json::json;
+
+/// Starts of one round before it is given up: something in it kills the trainer.
+pub const STARTS_MAX: u32 = 5;
+
+/// How running a round ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// It has its final state and reason in the store.
+    Finished(RoundState),
+    /// Asked to stop; it resumes at the next start.
+    Interrupted,
+    /// The engine is away; publishing is tried again later.
+    Later(String),
+}
+
+/// Why a round could not be carried on. The caller records it as abandoned.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+#[allow(missing_docs)] // Each variant is the error of one stage, as it says itself.
+pub enum RoundError {
+    Store(#[from] StoreError),
+    Registry(#[from] RegistryError),
+    Workshop(#[from] WorkshopError),
+    Work(#[from] WorkError),
+    Compute(#[from] ComputeError),
+    Train(#[from] TrainError),
+    Publish(#[from] PublishError),
+}
+
+/// Runs a round, new or unfinished, as far as it goes.
+pub fn run(
+    shop: &mut Workshop,
+    row: &mut RoundRow,
+    policies: &PolicySet,
+) -> Result<End, RoundError> {
+    let ground = match Ground::of(shop, row, policies)? {
+        Ok(ground) => ground,
+        Err(reason) => return finish(shop, row, RoundState::Abandoned, reason),
+    };
+    if let (RoundState::Publishing, Some(_)) = (row.state, &row.candidate) {
+        return publish(shop, row, &ground);
+    }
+    let work = WorkDir::open(&shop.data.rounds_dir(), &row.round_id)?;
+    if work.count_start()? > STARTS_MAX {
+        let reason = format!("started {STARTS_MAX} times without an end");
+        return finish(shop, row, RoundState::Abandoned, reason);
+    }
+
+    // Sample: judged turns become token ids, rewards and hints; frozen, split, with provenance.
+    let batch = match work.samples()? {
+        Some(frozen) => frozen,
+        None => parts::draw(shop, row, &ground, &work)?,
+    };
+    if batch.train.is_empty() || batch.train.len() + batch.holdout.len() < SPLIT_MIN {
+        let reason = format!("too few usable samples; dropped: {}", json!(batch.dropped));
+        return finish(shop, row, RoundState::Abandoned, reason);
+    }
+
+    // Train: own rollouts and live replies, one LoRA, a checkpoint after every update.
+    advance(shop, row, RoundState::Training)?;
+    let mut compute = (shop.kernels)(&shop.model_dir, ground.route.train.threads)?;
+    let plan = parts::plan(shop, &ground, &batch)?;
+    let stop = shop.shutdown.clone();
+    let candidate = match train::train(compute.as_mut(), &plan, &work, &|| stop.is_cancelled())? {
+        TrainEnd::Done(candidate) => candidate,
+        TrainEnd::Interrupted => return Ok(End::Interrupted),
+        TrainEnd::Stopped(reason) => return finish(shop, row, RoundState::Failed, reason),
+    };
+    row.metrics["updates"] = json!(work.metrics()?);
+
+    // Gate: better on held-out turns, itself on neutral prompts, or it goes no further.
+    advance(shop, row, RoundState::Gating)?;
+    let case = Case {
+        candidate: &candidate,
+        incumbent: ground.incumbent.as_ref(),
+        teacher: plan.teacher.as_ref(),
+        holdout: &batch.holdout,
+        train: &ground.route.train,
+        gate: &ground.gate,
+    };
+    let report = gate::examine(compute.as_mut(), &shop.renderer, &case);
+    row.metrics["gate"] = json!(report);
+    drop(compute); // Its memory is needed by the engine that loads the candidate.
+    if !report.passed {
+        return finish(shop, row, RoundState::Refused, report.reason());
+    }
+
+    // Publish: registry, engine, alias, proxy.
+    let draft = parts::manifest(shop, row, &ground, &batch);
+    let base_model = parts::base_name(&shop.model_dir);
+    row.candidate = Some(publish::register(&shop.registry, &candidate, &base_model, draft)?);
+    advance(shop, row, RoundState::Publishing)?;
+    publish(shop, row, &ground)
+}
+
+/// The last step, also of a round that was killed in it.
+fn publish(shop: &mut Workshop, row: &mut RoundRow, ground: &Ground) -> Result<End, RoundError> {
+    if !ground.route.mode.serves() {
+        let reason = "shadow: passed the gate and is in the registry; the alias was not moved";
+        return finish(shop, row, RoundState::Refused, reason.into());
+    }
+    match parts::promote(shop, row, ground) {
+        Ok(_) => finish(shop, row, RoundState::Promoted, "passed the gate".into()),
+        Err(error) if error.is_temporary() => Ok(End::Later(error.to_string())),
+        Err(error) => finish(shop, row, RoundState::Abandoned, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[path = "round_tests.rs"]
+mod tests;

@@ -1,0 +1,236 @@
+//! The parts of a round that `round.rs` names: what it stands on, sampling, plan, state, promotion.
+//!
+//! Invariant: the row in the store is written before the work that its state names begins.
+
+use super::{End, RoundError};
+use crate::publish::{self, Move, PublishError, Publisher};
+use crate::sample::{Batch, Sampler};
+use crate::train::Plan;
+use crate::work::WorkDir;
+use crate::workshop::Workshop;
+use hone_model::lora::Lora;
+use hone_shared::clock::now_ms;
+use hone_shared::policy::{GatePolicy, JudgePolicy, PolicySet, RoutePolicy, Teacher};
+use hone_shared::registry::{AliasState, ManifestDraft};
+use hone_shared::store::{RoundRow, RoundState, StoredTurn, VerdictRow};
+use hone_shared::turn::{Generation, TurnId};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Judged turns that one round looks at.
+pub const POOL_MAX: usize = 1_024;
+
+/// What a round stands on: policies and the incumbent.
+pub struct Ground {
+    /// The route it learns for.
+    pub route: Arc<RoutePolicy>,
+    /// Its gate.
+    pub gate: Arc<GatePolicy>,
+    /// Its judge, for the hint's label.
+    pub judge: Arc<JudgePolicy>,
+    /// The adapter that was served when the round began; `None`: the base.
+    pub incumbent: Option<Lora>,
+}
+
+impl Ground {
+    /// `Ok(Err(reason))`: the round cannot be run any more.
+    pub fn of(
+        shop: &Workshop,
+        row: &RoundRow,
+        policies: &PolicySet,
+    ) -> Result<Result<Self, String>, RoundError> {
+        let Some(route) = policies.route(&row.route).filter(|r| r.mode.trains()) else {
+            return Ok(Err(format!("route `{}` does not learn any more", row.route)));
+        };
+        let gate = policies.gates.get(&route.gate).cloned();
+        let judge = policies.judges.get(&route.judge).cloned();
+        let (Some(gate), Some(judge)) = (gate, judge) else {
+            return Ok(Err(format!("route `{}` names no known judge and gate", row.route)));
+        };
+        if text(&row.metrics, "base_model") != shop.base_hash {
+            return Ok(Err("the base model is not the one the round began with".into()));
+        }
+        let incumbent = shop.adapter(&row.incumbent)?;
+        Ok(Ok(Self { route: route.clone(), gate, judge, incumbent }))
+    }
+}
+
+/// A new round of a route over `pool`, recorded as begun.
+pub fn begin(
+    shop: &mut Workshop,
+    route: &RoutePolicy,
+    pool: &[(StoredTurn, VerdictRow)],
+) -> Result<RoundRow, RoundError> {
+    let alias = shop.registry.alias(&route.alias)?;
+    let seen: Vec<TurnId> = pool.iter().map(|(turn, _)| turn.turn_id).collect();
+    let row = RoundRow {
+        round_id: uuid::Uuid::now_v7().to_string(),
+        route: route.name.clone(),
+        state: RoundState::Sampling,
+        started_ms: now_ms(),
+        finished_ms: None,
+        incumbent: alias.generation,
+        candidate: None,
+        reason: String::new(),
+        metrics: json!({
+            "alias": route.alias,
+            "alias_sequence": alias.sequence,
+            "base_model": shop.base_hash,
+            "seen": seen,
+        }),
+    };
+    shop.store.begin_round(&row)?;
+    tracing::info!(round = row.round_id, route = row.route, turns = pool.len(), "round begins");
+    Ok(row)
+}
+
+/// Draws, freezes and records the round's samples.
+pub fn draw(
+    shop: &mut Workshop,
+    row: &mut RoundRow,
+    ground: &Ground,
+    work: &WorkDir,
+) -> Result<Batch, RoundError> {
+    let pool = shop.store.trainable(&row.route, POOL_MAX)?;
+    let has_generation = |generation: &Generation| {
+        generation.is_base() || shop.registry.get(generation).is_ok()
+    };
+    let sampler = Sampler {
+        renderer: &shop.renderer,
+        round: &ground.route.round,
+        train: &ground.route.train,
+        hint_label: &ground.judge.hint.label,
+        has_generation: &has_generation,
+        secret: &shop.secret,
+        round_id: &row.round_id,
+    };
+    let batch = sampler.draw(&shop.store, &pool)?;
+    row.metrics["seen"] = json!(batch.seen);
+    row.metrics["samples"] = json!({
+        "train": batch.train.len(),
+        "holdout": batch.holdout.len(),
+        "dropped": batch.dropped,
+    });
+    tracing::info!(
+        round = row.round_id,
+        train = batch.train.len(),
+        holdout = batch.holdout.len(),
+        dropped = %json!(batch.dropped),
+        "samples"
+    );
+    shop.store.set_round_turns(&row.round_id, &batch.provenance())?;
+    shop.store.update_round(row)?;
+    work.freeze(&batch)?;
+    Ok(batch)
+}
+
+/// Everything that determines the training.
+pub fn plan(shop: &Workshop, ground: &Ground, batch: &Batch) -> Result<Plan, RoundError> {
+    let policy = ground.route.train.clone();
+    let mut servers = BTreeMap::new();
+    let generations: BTreeSet<&Generation> = batch.train.iter().map(|s| &s.generation).collect();
+    for generation in generations {
+        if let Some(adapter) = shop.adapter(generation)? {
+            servers.insert(generation.clone(), adapter);
+        }
+    }
+    Ok(Plan {
+        samples: batch.train.clone(),
+        start: ground.incumbent.clone().filter(|_| policy.warm_start),
+        teacher: ground.incumbent.clone().filter(|_| policy.teacher == Teacher::Incumbent),
+        servers,
+        model: shop.renderer.model.clone(),
+        eos: shop.renderer.eos().to_vec(),
+        policy,
+    })
+}
+
+/// Provenance of the candidate.
+pub fn manifest(
+    shop: &Workshop,
+    row: &RoundRow,
+    ground: &Ground,
+    batch: &Batch,
+) -> ManifestDraft {
+    let warm = ground.route.train.warm_start;
+    ManifestDraft {
+        base_model_hash: shop.base_hash.clone(),
+        parent: if warm { row.incumbent.clone() } else { Generation::base() },
+        route: row.route.clone(),
+        round_id: Some(row.round_id.clone()),
+        turns: batch.train.iter().map(|s| s.turn_id).collect(),
+        metrics: json!({
+            "updates": row.metrics["updates"],
+            "samples": row.metrics["samples"],
+            "policy": ground.route.name,
+        }),
+        gate: row.metrics["gate"].clone(),
+    }
+}
+
+/// Loads the candidate into the engine and moves the alias.
+pub fn promote(
+    shop: &Workshop,
+    row: &RoundRow,
+    ground: &Ground,
+) -> Result<AliasState, PublishError> {
+    let candidate = row.candidate.clone().unwrap_or_else(Generation::base);
+    let step = Move {
+        alias: ground.route.alias.clone(),
+        incumbent: row.incumbent.clone(),
+        sequence: row.metrics["alias_sequence"].as_u64().unwrap_or(u64::MAX),
+        reason: format!("round {} passed the gate", row.round_id),
+    };
+    let to =
+        Publisher { registry: &shop.registry, driver: shop.driver.as_ref(), proxy: &shop.proxy };
+    shop.handle.block_on(publish::promote(&to, &candidate, &step))
+}
+
+/// Records that the next stage begins.
+pub fn advance(
+    shop: &mut Workshop,
+    row: &mut RoundRow,
+    state: RoundState,
+) -> Result<(), RoundError> {
+    row.state = state;
+    shop.store.update_round(row)?;
+    tracing::info!(round = row.round_id, state = %state, "round");
+    Ok(())
+}
+
+/// Records how the round ended and removes what only an unfinished one needs.
+pub fn finish(
+    shop: &mut Workshop,
+    row: &mut RoundRow,
+    state: RoundState,
+    reason: String,
+) -> Result<End, RoundError> {
+    row.state = state;
+    row.reason = reason;
+    row.finished_ms = Some(now_ms());
+    shop.store.update_round(row)?;
+    WorkDir::open(&shop.data.rounds_dir(), &row.round_id)?.close();
+    let candidate = row.candidate.as_ref().map(Generation::short);
+    tracing::info!(round = row.round_id, state = %state, candidate, reason = row.reason, "round ended");
+    Ok(End::Finished(state))
+}
+
+/// Records a round that cannot be carried on through no fault of its samples: they are free again.
+pub fn abandon(
+    shop: &mut Workshop,
+    row: &mut RoundRow,
+    reason: String,
+) -> Result<End, RoundError> {
+    finish(shop, row, RoundState::Abandoned, reason)
+}
+
+/// The model directory's name, for people.
+pub fn base_name(dir: &Path) -> String {
+    dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+fn text<'a>(metrics: &'a Value, key: &str) -> &'a str {
+    metrics[key].as_str().unwrap_or_default()
+}

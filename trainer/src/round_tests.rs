@@ -1,0 +1,274 @@
+//! Whole rounds on the tiny model: real store, registry, kernels, and an engine over HTTP.
+
+use super::*;
+use crate::testing::lab::{Lab, copy_dir};
+use crate::testing::peers::{Engine, nobody};
+use crate::testing::policies;
+use crate::workshop::Kernels;
+use hone_shared::turn::Generation;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The gate's margin must not depend on what a random model makes of a hint.
+const EASY: (&str, &str) = ("margin = 0.02", "margin = -9.0");
+
+struct Run {
+    lab: Lab,
+    engine: Engine,
+    runtime: tokio::runtime::Runtime,
+    url: String,
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+/// Eight judged turns of eight sessions; `next` is what the user said to each answer.
+fn prepared(next: &str) -> Run {
+    let (mut lab, engine, runtime) = (Lab::new(), Engine::default(), runtime());
+    let url = runtime.block_on(engine.serve());
+    for i in 0..8 {
+        lab.add(&format!("s{i}"), &format!("What is {i}?"), "the rain in the hills", next);
+    }
+    runtime.block_on(lab.judge(&policies(&[])));
+    Run { lab, engine, runtime, url }
+}
+
+impl Run {
+    fn workshop(&self) -> Workshop {
+        self.lab.workshop(&self.url, self.runtime.handle().clone())
+    }
+
+    /// One round over everything that is trainable.
+    fn round(&self, edits: &[(&str, &str)]) -> (End, RoundRow) {
+        let mut shop = self.workshop();
+        let set = policies(edits);
+        let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
+        let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+        let end = run(&mut shop, &mut row, &set).unwrap();
+        (end, shop.store.round(&row.round_id).unwrap().unwrap())
+    }
+
+    fn served(&self) -> Generation {
+        self.workshop().registry.alias("chat").unwrap().generation
+    }
+}
+
+const CORRECTION: &str = "Too long. Answer in one short sentence.";
+
+#[test]
+fn a_round_goes_from_corrections_to_a_served_generation() {
+    let it = prepared(CORRECTION);
+    let (end, row) = it.round(&[EASY]);
+    assert_eq!(end, End::Finished(RoundState::Promoted), "{row:?}");
+    let candidate = row.candidate.clone().unwrap();
+    assert_eq!(it.served(), candidate);
+    assert_eq!(it.engine.resident(), [candidate.as_str()]);
+    let shop = it.workshop();
+    let found = shop.registry.verify(&candidate).unwrap().manifest.draft;
+    assert_eq!((found.route.as_str(), found.round_id), ("chat", Some(row.round_id.clone())));
+    assert_eq!(found.base_model_hash, shop.base_hash);
+    assert_eq!(found.gate["passed"], true);
+    assert_eq!(found.metrics["updates"].as_array().unwrap().len(), 6);
+    let turns = shop.store.round_turns(&row.round_id).unwrap();
+    let train = turns.iter().filter(|(_, split)| *split == hone_shared::store::Split::Train);
+    assert_eq!((turns.len(), train.count()), (8, found.turns.len()));
+    assert!(found.turns.len() < 8, "some turns are held out");
+}
+
+#[test]
+fn approved_answers_become_more_likely_on_sessions_that_were_held_out() {
+    let it = prepared("Thanks, perfect.");
+    let (end, row) = it.round(&[("margin = 0.02", "margin = 0.05")]);
+    assert_eq!(end, End::Finished(RoundState::Promoted), "{}", row.reason);
+    let gain = row.metrics["gate"]["signal"]["rewarded_gain"].as_f64().unwrap();
+    assert!(gain >= 0.05, "{gain}");
+}
+
+#[test]
+fn the_next_round_starts_from_the_incumbent_and_knows_its_parent() {
+    let mut it = prepared(CORRECTION);
+    let (_, first) = it.round(&[EASY]);
+    for i in 0..6 {
+        it.lab.add(&format!("n{i}"), &format!("Who is {i}?"), "the rain in the hills", CORRECTION);
+    }
+    it.runtime.block_on(it.lab.judge(&policies(&[])));
+    let (end, second) = it.round(&[EASY]);
+    assert_eq!(end, End::Finished(RoundState::Promoted), "{}", second.reason);
+    assert_eq!(Some(&second.incumbent), first.candidate.as_ref());
+    let shop = it.workshop();
+    let manifest = shop.registry.get(&second.candidate.unwrap()).unwrap().manifest;
+    assert_eq!(manifest.draft.parent, second.incumbent);
+}
+
+#[test]
+fn a_candidate_that_the_gate_refuses_is_recorded_and_not_published() {
+    let it = prepared(CORRECTION);
+    let (end, row) = it.round(&[("margin = 0.02", "margin = 9.0")]);
+    assert_eq!(end, End::Finished(RoundState::Refused));
+    assert!(row.reason.contains("gain on held-out hinted turns"), "{}", row.reason);
+    assert_eq!(row.metrics["gate"]["passed"], false);
+    assert!(it.served().is_base() && it.engine.resident().is_empty());
+    assert!(it.workshop().registry.list().unwrap().is_empty());
+}
+
+#[test]
+fn shadow_mode_publishes_to_the_registry_and_never_moves_the_alias() {
+    let it = prepared(CORRECTION);
+    let (end, row) = it.round(&[EASY, ("MODE", "shadow")]);
+    assert_eq!(end, End::Finished(RoundState::Refused));
+    assert!(row.reason.starts_with("shadow"), "{}", row.reason);
+    assert_eq!(it.workshop().registry.list().unwrap().len(), 1);
+    assert!(it.served().is_base() && it.engine.resident().is_empty());
+}
+
+#[test]
+fn an_engine_that_is_away_delays_the_promotion_and_loses_nothing() {
+    let it = prepared(CORRECTION);
+    let mut shop = it.lab.workshop(&nobody(), it.runtime.handle().clone());
+    let set = policies(&[EASY]);
+    let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+    assert!(matches!(run(&mut shop, &mut row, &set).unwrap(), End::Later(_)));
+    let mut shop = it.workshop();
+    let mut row = shop.store.unfinished_rounds().unwrap().remove(0);
+    assert_eq!(row.state, RoundState::Publishing);
+    assert_eq!(run(&mut shop, &mut row, &set).unwrap(), End::Finished(RoundState::Promoted));
+    assert_eq!(Some(it.served()), row.candidate);
+}
+
+#[test]
+fn an_anomaly_fails_the_round_with_its_reason() {
+    let it = prepared(CORRECTION);
+    let stop = ("threads = 1", "threads = 1\n[train.stop]\ngrad_norm_max = 0.001");
+    let (end, row) = it.round(&[stop]);
+    assert_eq!(end, End::Finished(RoundState::Failed));
+    assert!(row.reason.contains("gradient norm"), "{}", row.reason);
+    assert!(it.served().is_base());
+}
+
+#[test]
+fn too_few_samples_end_the_round_before_any_training() {
+    let mut lab = Lab::new();
+    lab.add("s", "What is rain?", "the rain in the hills", CORRECTION);
+    let runtime = runtime();
+    runtime.block_on(lab.judge(&policies(&[])));
+    let it = Run { lab, engine: Engine::default(), runtime, url: nobody() };
+    let (end, row) = it.round(&[]);
+    assert_eq!(end, End::Finished(RoundState::Abandoned), "{}", row.reason);
+}
+
+#[test]
+fn a_round_that_kills_the_trainer_again_and_again_is_given_up() {
+    let it = prepared(CORRECTION);
+    let mut shop = it.workshop();
+    let set = policies(&[]);
+    let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+    let work = WorkDir::open(&shop.data.rounds_dir(), &row.round_id).unwrap();
+    for _ in 0..STARTS_MAX {
+        work.count_start().unwrap();
+    }
+    assert_eq!(run(&mut shop, &mut row, &set).unwrap(), End::Finished(RoundState::Abandoned));
+    assert_eq!(shop.store.trainable("chat", POOL_MAX).unwrap().len(), 8, "its turns are free");
+}
+
+#[test]
+fn a_finished_round_leaves_only_its_metrics() {
+    let it = prepared(CORRECTION);
+    let (_, row) = it.round(&[EASY]);
+    let dir = it.lab.data.rounds_dir().join(&row.round_id);
+    let names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["metrics.jsonl"]);
+}
+
+/// Kernels that take their time, so that a process can be killed between two updates.
+fn slow_kernels() -> Kernels {
+    use crate::compute::{Compute, ComputeError, CpuCompute, Gradient, Rollout, SampleParams};
+    use crate::compute::Sequence;
+    use hone_model::lora::Lora;
+    struct Slow(CpuCompute);
+    impl Compute for Slow {
+        fn sample(
+            &mut self,
+            adapter: Option<&Lora>,
+            prompts: &[Vec<u32>],
+            replies: usize,
+            params: &SampleParams,
+        ) -> Result<Vec<Vec<Rollout>>, ComputeError> {
+            self.0.sample(adapter, prompts, replies, params)
+        }
+        fn score(
+            &mut self,
+            adapter: Option<&Lora>,
+            sequences: &[Sequence],
+        ) -> Result<Vec<Vec<f32>>, ComputeError> {
+            self.0.score(adapter, sequences)
+        }
+        fn gradient(
+            &mut self,
+            adapter: &Lora,
+            sequences: &[Sequence],
+            loss: &mut dyn FnMut(usize, &[f32]) -> Vec<f32>,
+        ) -> Result<Gradient, ComputeError> {
+            std::thread::sleep(Duration::from_millis(150));
+            self.0.gradient(adapter, sequences, loss)
+        }
+    }
+    std::sync::Arc::new(|dir, threads| Ok(Box::new(Slow(CpuCompute::new(dir, threads)?))))
+}
+
+/// Not a test of its own: the process that `kill_nine…` kills.
+#[test]
+#[ignore = "started by another test"]
+fn resume_what_is_unfinished_in_a_process_of_its_own() {
+    let (Ok(dir), Ok(model)) = (std::env::var("HONE_LAB"), std::env::var("HONE_LAB_MODEL")) else {
+        return;
+    };
+    let runtime = runtime();
+    let lab = Lab::at(Path::new(&dir), Path::new(&model));
+    let mut shop = lab.workshop(&nobody(), runtime.handle().clone());
+    shop.kernels = slow_kernels();
+    let mut row = shop.store.unfinished_rounds().unwrap().remove(0);
+    run(&mut shop, &mut row, &policies(&[EASY])).unwrap();
+}
+
+#[test]
+fn kill_nine_in_the_middle_of_training_changes_not_one_byte_of_the_adapter() {
+    let it = prepared(CORRECTION);
+    let set = policies(&[EASY]);
+    let mut shop = it.workshop();
+    let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+    shop.store.checkpoint().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(it.lab.data.path(), copy.path());
+    assert_eq!(run(&mut shop, &mut row, &set).unwrap(), End::Finished(RoundState::Promoted));
+
+    for updates_done in [1, 3] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact"])
+            .arg("round::tests::resume_what_is_unfinished_in_a_process_of_its_own")
+            .env("HONE_LAB", copy.path())
+            .env("HONE_LAB_MODEL", &it.lab.model_dir)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let metrics = copy.path().join("rounds").join(&row.round_id).join("metrics.jsonl");
+        let lines = || std::fs::read_to_string(&metrics).unwrap_or_default().lines().count();
+        let begun = Instant::now();
+        while lines() < updates_done && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!((updates_done..6).contains(&lines()), "killed after {} updates", lines());
+    }
+    let lab = Lab::at(copy.path(), &it.lab.model_dir);
+    let mut shop = lab.workshop(&it.url, it.runtime.handle().clone());
+    assert_eq!(shop.store.integrity_check().unwrap(), ["ok"]);
+    let mut resumed = shop.store.unfinished_rounds().unwrap().remove(0);
+    assert_eq!(run(&mut shop, &mut resumed, &set).unwrap(), End::Finished(RoundState::Promoted));
+    assert_eq!(resumed.candidate, row.candidate, "a generation is the hash of its bytes");
+}

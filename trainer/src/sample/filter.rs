@@ -1,0 +1,113 @@
+//! What must not be learned from, each reason counted.
+//!
+//! The reference's collapse began with batches in which 7 of 16 samples were 7-token garbage;
+//! nothing filtered them.
+//!
+//! Invariant: a turn that is dropped here has a reason that shows in the round's metrics.
+
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fmt;
+
+/// Why a judged turn did not become a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The response did not end as it should.
+    NotComplete,
+    /// No messages, no such choice, or the generation that answered is not in the registry.
+    MissingProvenance,
+    /// The chat template cannot render it.
+    Unrenderable,
+    /// The prompt is over `prompt_tokens_max`, or does not fit the model with its reply.
+    PromptTooLong,
+    /// Fewer than three tokens.
+    TooShort,
+    /// The same few tokens again and again.
+    Repetitive,
+    /// Neither a reward nor a hint, or the weights of both are zero.
+    NoSignal,
+    /// The session already has `per_session_max` samples.
+    SessionCap,
+    /// The tenant already has `per_tenant_max` samples.
+    TenantCap,
+    /// The round is full; it stays for the next one.
+    RoundFull,
+}
+
+impl Reason {
+    /// Whether the turn may still be used by a later round, through no merit of its own.
+    pub fn is_leftover(self) -> bool {
+        matches!(self, Self::SessionCap | Self::TenantCap | Self::RoundFull)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = serde_json::to_value(self).unwrap_or_default();
+        f.write_str(text.as_str().unwrap_or("unknown"))
+    }
+}
+
+/// Fewest tokens of a reply that teach anything.
+const TOKENS_MIN: usize = 3;
+/// Length of the token groups whose repetition is measured.
+const GROUP: usize = 4;
+/// Groups needed before repetition means anything.
+const GROUPS_MIN: usize = 16;
+/// Share of repeated groups from which a reply is garbage.
+const REPEATED_SHARE_MAX: f64 = 0.5;
+
+/// The fault of a reply's tokens (without the end token), if any.
+pub fn garbage(tokens: &[u32]) -> Option<Reason> {
+    if tokens.len() < TOKENS_MIN {
+        return Some(Reason::TooShort);
+    }
+    let groups = (tokens.len() + 1).saturating_sub(GROUP);
+    if groups >= GROUPS_MIN && repeated_share(tokens) > REPEATED_SHARE_MAX {
+        return Some(Reason::Repetitive);
+    }
+    None
+}
+
+/// Share of the 4-token groups that occurred before in the same reply, 0 for a short one.
+pub fn repeated_share(tokens: &[u32]) -> f64 {
+    let mut counts: HashMap<&[u32], usize> = HashMap::new();
+    for group in tokens.windows(GROUP) {
+        *counts.entry(group).or_default() += 1;
+    }
+    let total: usize = counts.values().sum();
+    if total == 0 { 0.0 } else { 1.0 - counts.len() as f64 / total as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_of_two_tokens_is_garbage() {
+        assert_eq!(garbage(&[1, 2]), Some(Reason::TooShort));
+        assert_eq!(garbage(&[1, 2, 3]), None);
+    }
+
+    #[test]
+    fn a_reply_that_loops_is_garbage_and_ordinary_text_is_not() {
+        let looping: Vec<u32> = (0..60).map(|i| i % 5).collect();
+        assert_eq!(garbage(&looping), Some(Reason::Repetitive));
+        let ordinary: Vec<u32> = (0..60).map(|i| (i * i * 7 + i) % 97).collect();
+        assert_eq!(garbage(&ordinary), None);
+        assert_eq!(garbage(&[5, 5, 5, 5]), None, "too short to tell");
+    }
+
+    #[test]
+    fn the_repeated_share_is_that_of_later_occurrences() {
+        assert_eq!(repeated_share(&[1, 1, 1, 1, 1]), 0.5);
+        assert_eq!(repeated_share(&[1, 2, 3, 4, 5]), 0.0);
+        assert_eq!(repeated_share(&[1]), 0.0);
+    }
+
+    #[test]
+    fn reasons_are_written_as_words() {
+        assert_eq!(Reason::PromptTooLong.to_string(), "prompt_too_long");
+    }
+}

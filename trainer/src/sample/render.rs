@@ -1,0 +1,158 @@
+//! From a stored turn to token ids: the prompt as the engine saw it, and the reply.
+//!
+//! The prompt is the chat template over messages and tools with the generation prompt; legacy
+//! completions are their raw text. A plain reply is its text's tokens plus the end token that the
+//! template puts after an answer; a reply with tool calls is what the template renders for it.
+//!
+//! Invariant: a reply that was cut carries no end token, and none is ever appended to it.
+
+use super::filter::Reason;
+use crate::judge::exchange::{calls_of, text_of};
+use hone_model::chat::{ChatError, ChatTemplate};
+use hone_model::config::{ConfigError, ModelConfig};
+use hone_model::tokenizer::{Tokenizer, TokenizerError};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Why a model directory cannot be used for rendering.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// `config.json`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// `tokenizer.json`.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// No token ends a reply.
+    #[error("the model names no end token (eos_token_id)")]
+    NoEnd,
+}
+
+/// Tokenizer and template of the base model.
+pub struct Renderer {
+    /// Shapes and limits of the model.
+    pub model: ModelConfig,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    end: u32,
+}
+
+/// Token ids of a reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The tokens, with the end token if it ended.
+    pub tokens: Vec<u32>,
+    /// It ended by itself and is whole.
+    pub ended: bool,
+}
+
+impl Renderer {
+    /// Reads a model directory.
+    pub fn from_dir(dir: &Path) -> Result<Self, RenderError> {
+        let model = ModelConfig::from_dir(dir)?;
+        let tokenizer = Tokenizer::from_dir(dir)?;
+        let template = ChatTemplate::from_dir(dir)?;
+        let end = end_of_turn(&tokenizer, &template).ok_or(RenderError::NoEnd)?;
+        Ok(Self { model, tokenizer, template, end })
+    }
+
+    /// Token ids that end a reply.
+    pub fn eos(&self) -> &[u32] {
+        self.tokenizer.eos_ids()
+    }
+
+    /// Token ids of the prompt; `path` tells chat from legacy completions.
+    pub fn prompt(
+        &self,
+        path: &str,
+        messages: &[Value],
+        tools: Option<&Value>,
+    ) -> Result<Vec<u32>, Reason> {
+        let text = if is_raw(path) {
+            messages.iter().map(text_of).collect()
+        } else {
+            self.chat(messages, tools, true)?
+        };
+        let ids = self.tokenizer.encode(&text, true).map_err(|_| Reason::Unrenderable)?;
+        if ids.is_empty() { Err(Reason::Unrenderable) } else { Ok(ids) }
+    }
+
+    /// Token ids of an answer to `messages`, at most `tokens_max` of them.
+    pub fn reply(
+        &self,
+        messages: &[Value],
+        tools: Option<&Value>,
+        answer: &Value,
+        finish_reason: Option<&str>,
+        tokens_max: usize,
+    ) -> Result<Reply, Reason> {
+        let mut tokens = if calls_of(answer).is_empty() {
+            let text = text_of(answer);
+            self.tokenizer.encode(&text, false).map_err(|_| Reason::Unrenderable)?
+        } else {
+            self.rendered_answer(messages, tools, answer)?
+        };
+        let mut ended = matches!(finish_reason, Some("stop" | "tool_calls" | "function_call"));
+        if ended {
+            tokens.push(self.end);
+        }
+        if tokens.len() > tokens_max {
+            tokens.truncate(tokens_max);
+            ended = false;
+        }
+        Ok(Reply { tokens, ended })
+    }
+
+    /// The text of a reply's tokens, for logs and reports.
+    pub fn text(&self, tokens: &[u32]) -> String {
+        self.tokenizer.decode(tokens, true).unwrap_or_default()
+    }
+
+    /// What the template renders for the answer, without the end token and what follows it.
+    fn rendered_answer(
+        &self,
+        messages: &[Value],
+        tools: Option<&Value>,
+        answer: &Value,
+    ) -> Result<Vec<u32>, Reason> {
+        let before = self.chat(messages, tools, true)?;
+        let mut all = messages.to_vec();
+        all.push(answer.clone());
+        let after = self.chat(&all, tools, false)?;
+        let said = after.strip_prefix(before.as_str()).ok_or(Reason::Unrenderable)?;
+        let mut ids = self.tokenizer.encode(said, false).map_err(|_| Reason::Unrenderable)?;
+        if let Some(at) = ids.iter().rposition(|id| *id == self.end) {
+            ids.truncate(at);
+        }
+        Ok(ids)
+    }
+
+    fn chat(
+        &self,
+        messages: &[Value],
+        tools: Option<&Value>,
+        generation_prompt: bool,
+    ) -> Result<String, Reason> {
+        let rendered = self.template.render(messages, tools, generation_prompt);
+        rendered.map_err(|_| Reason::Unrenderable)
+    }
+}
+
+/// Legacy completions have no template.
+fn is_raw(path: &str) -> bool {
+    path.ends_with("/completions") && !path.ends_with("/chat/completions")
+}
+
+/// The end token that the template puts after an answer, or else the first that the model names.
+fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Option<u32> {
+    let user = json!({"role": "user", "content": "a"});
+    let pair = [user, json!({"role": "assistant", "content": "b"})];
+    let rendered = template.render(&pair, None, false).unwrap_or_default();
+    let ids = tokenizer.encode(&rendered, false).unwrap_or_default();
+    let ends = tokenizer.eos_ids();
+    let last = ids.iter().rev().find(|id| ends.contains(id)).copied();
+    last.or_else(|| ends.first().copied())
+}

@@ -1,0 +1,185 @@
+//! What becomes a sample and what does not.
+
+use super::*;
+use crate::judge::exchange::text_of;
+use crate::testing::lab::{Lab, stored_turn, verdict};
+use crate::testing::route_policy;
+use hone_shared::policy::RoutePolicy;
+use serde_json::json;
+
+const HINT: &str = "Answer in one short sentence.";
+
+struct Desk {
+    lab: Lab,
+    renderer: Renderer,
+    route: RoutePolicy,
+}
+
+fn desk() -> Desk {
+    let lab = Lab::new();
+    let renderer = Renderer::from_dir(&lab.model_dir).unwrap();
+    Desk { lab, renderer, route: route_policy() }
+}
+
+fn draw(desk: &Desk, pool: &[(StoredTurn, VerdictRow)]) -> Batch {
+    let sampler = Sampler {
+        renderer: &desk.renderer,
+        round: &desk.route.round,
+        train: &desk.route.train,
+        hint_label: "[hint]",
+        has_generation: &|generation| generation.is_base(),
+        secret: &[1; 32],
+        round_id: "r",
+    };
+    sampler.draw(&desk.lab.store, pool).unwrap()
+}
+
+/// A pool of turns of different sessions.
+fn pool(turns: Vec<StoredTurn>) -> Vec<(StoredTurn, VerdictRow)> {
+    turns.into_iter().map(|turn| (turn.clone(), verdict(&turn, -1, &[HINT]))).collect()
+}
+
+fn only(desk: &Desk, turn: StoredTurn, verdict: VerdictRow) -> Result<Sample, String> {
+    let batch = draw(desk, &[(turn, verdict)]);
+    match batch.train.into_iter().next() {
+        Some(sample) => Ok(sample),
+        None => Err(batch.dropped.keys().next().unwrap().clone()),
+    }
+}
+
+#[test]
+fn a_corrected_turn_has_prompt_hinted_prompt_reply_and_reward() {
+    let desk = desk();
+    let turn = stored_turn("s", "What is rain?", "the rain", "stop");
+    let sample = only(&desk, turn.clone(), verdict(&turn, -1, &[HINT])).unwrap();
+    let text = |ids: &[u32]| desk.renderer.text(ids);
+    assert!(text(&sample.prompt).contains("What is rain?"));
+    let teacher = text(sample.teacher.as_ref().unwrap());
+    assert!(teacher.contains(&format!("What is rain?\n\n[hint]\n{HINT}")), "{teacher}");
+    assert_eq!(text(&sample.response), "the rain");
+    assert!(sample.ended && desk.renderer.eos().contains(sample.response.last().unwrap()));
+    assert_eq!((sample.reward, sample.generation.is_base()), (-1.0, true));
+}
+
+#[test]
+fn dispatch_is_by_what_is_there() {
+    let desk = desk();
+    let turn = stored_turn("s", "q", "some words", "stop");
+    let reward = only(&desk, turn.clone(), verdict(&turn, 1, &[])).unwrap();
+    assert!(reward.teacher.is_none() && reward.reward == 1.0);
+    let hint = only(&desk, turn.clone(), verdict(&turn, 0, &[HINT])).unwrap();
+    assert!(hint.teacher.is_some() && hint.reward == 0.0);
+    let neither = only(&desk, turn.clone(), verdict(&turn, 0, &[]));
+    assert_eq!(neither, Err("no_signal".into()));
+}
+
+#[test]
+fn a_weight_of_zero_switches_a_signal_off() {
+    let mut desk = desk();
+    desk.route.train.weight_opd = 0.0;
+    let turn = stored_turn("s", "q", "some words", "stop");
+    assert!(only(&desk, turn.clone(), verdict(&turn, -1, &[HINT])).unwrap().teacher.is_none());
+    desk.route.train.weight_rl = 0.0;
+    let nothing = only(&desk, turn.clone(), verdict(&turn, -1, &[HINT]));
+    assert_eq!(nothing, Err("no_signal".into()));
+}
+
+#[test]
+fn a_reply_that_was_cut_has_no_end_token() {
+    let desk = desk();
+    let turn = stored_turn("s", "q", "some words", "length");
+    let sample = only(&desk, turn.clone(), verdict(&turn, -1, &[HINT])).unwrap();
+    assert!(!sample.ended && !desk.renderer.eos().contains(sample.response.last().unwrap()));
+}
+
+#[test]
+fn a_reply_longer_than_the_cap_is_cut_there_and_does_not_end() {
+    let desk = desk();
+    let turn = stored_turn("s", "q", &"several quick brown words ".repeat(9), "stop");
+    let sample = only(&desk, turn.clone(), verdict(&turn, -1, &[HINT])).unwrap();
+    assert_eq!(sample.response.len(), desk.route.train.reply_tokens_max);
+    assert!(!sample.ended && !desk.renderer.eos().contains(sample.response.last().unwrap()));
+}
+
+#[test]
+fn garbage_and_turns_without_provenance_are_dropped_and_counted() {
+    let desk = desk();
+    let other = Generation::parse(&"a".repeat(64)).unwrap();
+    let good = |answer: &str| stored_turn("s", "q", answer, "stop");
+    let cases: Vec<(StoredTurn, &str)> = vec![
+        (good("a"), "too_short"),
+        (StoredTurn { outcome: Outcome::ClientAbort, ..good("words here") }, "not_complete"),
+        (StoredTurn { outcome: Outcome::ProxyCrash, ..good("words here") }, "not_complete"),
+        (StoredTurn { generation: other, ..good("words here") }, "missing_provenance"),
+        (StoredTurn { messages: vec![], ..good("words here") }, "missing_provenance"),
+        (StoredTurn { choices: vec![], ..good("words here") }, "missing_provenance"),
+        (stored_turn("s", &"long ".repeat(200), "words here", "stop"), "prompt_too_long"),
+    ];
+    for (turn, reason) in cases {
+        let got = only(&desk, turn.clone(), verdict(&turn, -1, &[HINT]));
+        assert_eq!(got, Err(reason.to_owned()));
+    }
+}
+
+#[test]
+fn a_reply_that_loops_is_dropped() {
+    let mut desk = desk();
+    desk.route.train.reply_tokens_max = 200;
+    let turn = stored_turn("s", "q", &"no ".repeat(60), "stop");
+    let got = only(&desk, turn.clone(), verdict(&turn, 1, &[]));
+    assert_eq!(got, Err("repetitive".into()));
+}
+
+#[test]
+fn caps_hold_per_session_tenant_and_round() {
+    let mut desk = desk();
+    let round = &mut desk.route.round;
+    (round.per_session_max, round.per_tenant_max, round.samples_max) = (2, 4, 5);
+    let turn = |session: &str, tenant: &str| StoredTurn {
+        tenant: tenant.into(),
+        ..stored_turn(session, "q", "some words", "stop")
+    };
+    let mut turns: Vec<StoredTurn> = (0..3).map(|_| turn("a", "x")).collect();
+    turns.extend((0..3).map(|i| turn(&format!("b{i}"), "x")));
+    turns.extend((0..3).map(|i| turn(&format!("c{i}"), "y")));
+    let pool = pool(turns);
+    let batch = draw(&desk, &pool);
+    assert_eq!(batch.train.len() + batch.holdout.len(), 5);
+    assert_eq!(batch.dropped["session_cap"], 1);
+    assert_eq!(batch.dropped["tenant_cap"], 1);
+    assert_eq!(batch.dropped["round_full"], 2);
+    assert_eq!(batch.seen.len(), 7, "what did not fit is left for the next round");
+    assert_eq!(batch.provenance().len(), 5);
+}
+
+#[test]
+fn the_batch_survives_the_disk_unchanged() {
+    let desk = desk();
+    let turns = (0..6).map(|i| stored_turn(&format!("s{i}"), "q", "some words", "stop")).collect();
+    let batch = draw(&desk, &pool(turns));
+    assert!(!batch.train.is_empty() && !batch.holdout.is_empty());
+    let json = serde_json::to_vec(&batch).unwrap();
+    assert_eq!(serde_json::from_slice::<Batch>(&json).unwrap(), batch);
+}
+
+#[test]
+fn the_legacy_completions_prompt_is_its_raw_text() {
+    let desk = desk();
+    let mut turn = stored_turn("s", "Once upon", "a time there", "stop");
+    turn.path = "/v1/completions".into();
+    let sample = only(&desk, turn.clone(), verdict(&turn, 1, &[])).unwrap();
+    assert_eq!(desk.renderer.text(&sample.prompt), "Once upon");
+}
+
+#[test]
+fn the_answer_that_the_user_went_on_from_is_the_one_that_is_used() {
+    let desk = desk();
+    let mut turn = stored_turn("s", "q", "first words", "stop");
+    let mut second = turn.choices[0].clone();
+    second.index = 1;
+    second.message = json!({"role": "assistant", "content": "second words"});
+    turn.choices.push(second);
+    // The verdict's child is not in the store, so the first choice is taken.
+    let sample = only(&desk, turn.clone(), verdict(&turn, 1, &[])).unwrap();
+    assert_eq!(desk.renderer.text(&sample.response), text_of(&turn.choices[0].message));
+}

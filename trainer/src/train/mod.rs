@@ -1,0 +1,157 @@
+//! Train: a bounded number of updates of one LoRA from a frozen set of samples.
+//!
+//! ```text
+//! live replies: score once                                   live.rs
+//! per update:  draw fresh replies → score → gradient          update.rs
+//!              → stop on anomaly → AdamW → checkpoint → log    stop.rs adamw.rs
+//! ```
+//! The losses stand one per file: [`binary_rl`], [`opd`], [`anchor`], added in [`hybrid`]. Left out
+//! against the textbook: groups and baselines (one live reply per turn), several inner epochs, a
+//! value function, an entropy bonus, a learning-rate schedule. Measured recipe: eight prompts, two
+//! fresh replies each, ten updates at 1e-3 take held-out replies from 95 to about 30 tokens.
+//!
+//! Invariant: after every update the checkpoint on disk determines everything that follows.
+
+pub mod adamw;
+pub mod anchor;
+pub mod binary_rl;
+pub mod checkpoint;
+pub mod hybrid;
+mod live;
+pub mod opd;
+pub mod stop;
+pub mod surrogate;
+pub mod update;
+
+use crate::compute::{Compute, ComputeError};
+use crate::sample::Sample;
+use crate::work::{WorkDir, WorkError};
+use checkpoint::Checkpoint;
+use hone_model::config::ModelConfig;
+use hone_model::lora::Lora;
+use hone_shared::policy::TrainPolicy;
+use hone_shared::turn::Generation;
+use std::collections::BTreeMap;
+use std::time::Instant;
+use update::Measured;
+
+/// Why training could not go on. Unlike a stop, this is a fault of the machine or the caller.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The kernels failed.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+    /// A list of scores is not one finite number per token.
+    #[error("{what}: {got} usable numbers where {want} are needed")]
+    Scores {
+        /// Which list.
+        what: &'static str,
+        /// Tokens of the reply.
+        want: usize,
+        /// Entries found.
+        got: usize,
+    },
+    /// The adapter that served a live reply is not at hand.
+    #[error("generation {generation} that served a live reply is not in the registry")]
+    Provenance {
+        /// The generation.
+        generation: Generation,
+    },
+    /// Gradient or moments do not have the adapter's shapes.
+    #[error("gradient, moments and adapter differ in shape")]
+    Shapes,
+    /// The round's files could not be read or written.
+    #[error(transparent)]
+    Work(#[from] WorkError),
+}
+
+/// Everything that determines a training run.
+pub struct Plan {
+    /// Recipe.
+    pub policy: TrainPolicy,
+    /// The train split, frozen.
+    pub samples: Vec<Sample>,
+    /// Where the student starts; `None`: a fresh adapter.
+    pub start: Option<Lora>,
+    /// The teacher's adapter; `None`: the base.
+    pub teacher: Option<Lora>,
+    /// Adapters that served the live replies.
+    pub servers: BTreeMap<Generation, Lora>,
+    /// Shapes of the model.
+    pub model: ModelConfig,
+    /// Token ids that end a reply.
+    pub eos: Vec<u32>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum TrainEnd {
+    /// All updates done: the candidate.
+    Done(Lora),
+    /// An anomaly: the round has failed, for this reason.
+    Stopped(String),
+    /// Asked to stop; the last checkpoint is on disk.
+    Interrupted,
+}
+
+/// Runs the updates that are not yet in the round's checkpoint.
+pub fn train(
+    compute: &mut dyn Compute,
+    plan: &Plan,
+    work: &WorkDir,
+    stop: &dyn Fn() -> bool,
+) -> Result<TrainEnd, TrainError> {
+    let mut at = match work.checkpoint(&plan.model)? {
+        Some(found) => found,
+        None => Checkpoint::start(plan),
+    };
+    let updates = plan.policy.updates as u64;
+    work.trim_metrics(at.adam.step)?;
+    if at.adam.step >= updates {
+        return Ok(TrainEnd::Done(at.adapter));
+    }
+    let live = live::evidence(compute, plan)?;
+    while at.adam.step < updates {
+        if stop() {
+            return Ok(TrainEnd::Interrupted);
+        }
+        let (begun, index) = (Instant::now(), at.adam.step);
+        let Some((gradient, mut seen)) =
+            update::measure(compute, plan, &at.adapter, &live, index, stop)?
+        else {
+            return Ok(TrainEnd::Interrupted);
+        };
+        if let Some(reason) = stop::reason(&seen, &plan.policy.stop) {
+            return Ok(TrainEnd::Stopped(format!("update {index}: {reason}")));
+        }
+        at.adam.step(&mut at.adapter, &gradient, seen.grad_norm, &plan.policy)?;
+        if !at.adapter.is_finite() {
+            return Ok(TrainEnd::Stopped(format!("update {index}: the adapter is not finite")));
+        }
+        seen.seconds = begun.elapsed().as_secs_f64();
+        work.log(&seen)?;
+        work.save(&at)?;
+        report(&seen, updates);
+    }
+    Ok(TrainEnd::Done(at.adapter))
+}
+
+fn report(seen: &Measured, updates: u64) {
+    tracing::info!(
+        update = seen.update + 1,
+        of = updates,
+        loss = format_args!("{:.4}", seen.loss),
+        log_ratio = format_args!("{:.3}", seen.log_ratio),
+        kl = format_args!("{:.4}", seen.kl),
+        entropy = format_args!("{:.3}", seen.entropy),
+        reply_tokens = format_args!("{:.1}", seen.reply_tokens_mean),
+        ended = format_args!("{:.2}", seen.ended_share),
+        grad_norm = format_args!("{:.3}", seen.grad_norm),
+        seconds = format_args!("{:.1}", seen.seconds),
+        "update"
+    );
+}
+
+#[cfg(test)]
+#[path = "train_tests.rs"]
+mod tests;

@@ -1,0 +1,168 @@
+//! Training on the tiny model: it learns what it shall, stops when it must, resumes exactly.
+
+use super::*;
+use crate::compute::{CpuCompute, Sequence};
+use crate::sample::render::Renderer;
+use crate::testing::lab::{Lab, sample};
+use crate::testing::route_policy;
+use std::cell::Cell;
+
+struct Bench {
+    lab: Lab,
+    renderer: Renderer,
+    compute: CpuCompute,
+}
+
+fn bench() -> Bench {
+    let lab = Lab::new();
+    let renderer = Renderer::from_dir(&lab.model_dir).unwrap();
+    let compute = CpuCompute::new(&lab.model_dir, 1).unwrap();
+    Bench { lab, renderer, compute }
+}
+
+fn plan(bench: &Bench, edit: impl Fn(&mut TrainPolicy), keep: impl Fn(&mut Sample)) -> Plan {
+    let mut policy = route_policy().train;
+    edit(&mut policy);
+    let questions = ["Why is it so?", "What is rain?", "Who was that?"];
+    let mut samples: Vec<Sample> =
+        questions.iter().map(|q| sample(&bench.renderer, q, "the rain in the hills")).collect();
+    samples.iter_mut().for_each(keep);
+    Plan {
+        policy,
+        samples,
+        start: None,
+        teacher: None,
+        servers: BTreeMap::new(),
+        model: bench.renderer.model.clone(),
+        eos: bench.renderer.eos().to_vec(),
+    }
+}
+
+fn work(bench: &Bench, name: &str) -> WorkDir {
+    std::fs::create_dir_all(bench.lab.data.rounds_dir()).unwrap();
+    WorkDir::open(&bench.lab.data.rounds_dir(), name).unwrap()
+}
+
+fn done(end: TrainEnd) -> Lora {
+    match end {
+        TrainEnd::Done(adapter) => adapter,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Mean ln p per token of fixed sequences.
+fn likelihood(compute: &mut CpuCompute, adapter: Option<&Lora>, of: &[Sequence]) -> f64 {
+    let scores = compute.score(adapter, of).unwrap();
+    let all: Vec<f64> = scores.iter().flatten().map(|p| f64::from(*p)).collect();
+    all.iter().sum::<f64>() / all.len() as f64
+}
+
+#[test]
+fn distillation_makes_the_hinted_teachers_replies_more_likely_without_the_hint() {
+    let mut bench = bench();
+    let strong = |p: &mut TrainPolicy| {
+        (p.updates, p.replies, p.weight_rl, p.kl_beta) = (12, 8, 0.0, 0.0);
+    };
+    let plan = plan(&bench, strong, |_| {});
+    let params = crate::compute::SampleParams {
+        temperature: 1.0,
+        tokens_max: 12,
+        eos: plan.eos.clone(),
+        seed: 99,
+    };
+    let hinted: Vec<Vec<u32>> = plan.samples.iter().filter_map(|s| s.teacher.clone()).collect();
+    let groups = bench.compute.sample(None, &hinted, 40, &params).unwrap();
+    let pairs = plan.samples.iter().zip(&groups);
+    let teacher: Vec<Sequence> =
+        pairs.flat_map(|(s, g)| g.iter().map(|r| s.plain_with(&r.tokens))).collect();
+    let before = likelihood(&mut bench.compute, None, &teacher);
+    let files = work(&bench, "r");
+    let adapter = done(train(&mut bench.compute, &plan, &files, &|| false).unwrap());
+    let after = likelihood(&mut bench.compute, Some(&adapter), &teacher);
+    assert!(after > before, "ln p of the teacher's replies: {before} -> {after}");
+    let lines = files.metrics().unwrap();
+    assert_eq!(lines.len(), 12);
+    assert!(lines[11].log_ratio < lines[0].log_ratio, "{lines:?}");
+}
+
+#[test]
+fn reward_alone_raises_what_was_approved_and_lowers_what_was_not() {
+    for reward in [1.0, -1.0] {
+        let mut bench = bench();
+        let plan = plan(&bench, |_| {}, |s| (s.teacher, s.reward) = (None, reward));
+        let live: Vec<Sequence> = plan.samples.iter().map(Sample::plain).collect();
+        let before = likelihood(&mut bench.compute, None, &live);
+        let files = work(&bench, "r");
+        let adapter = done(train(&mut bench.compute, &plan, &files, &|| false).unwrap());
+        let after = likelihood(&mut bench.compute, Some(&adapter), &live);
+        assert!((after - before) * reward > 0.0, "reward {reward}: {before} -> {after}");
+        assert_eq!(files.metrics().unwrap()[0].fresh_replies, 0);
+    }
+}
+
+#[test]
+fn an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not() {
+    let mut bench = bench();
+    let plan = plan(&bench, |_| {}, |_| {});
+    let (whole, parts) = (work(&bench, "whole"), work(&bench, "parts"));
+    let want = done(train(&mut bench.compute, &plan, &whole, &|| false).unwrap());
+    for step in [2, 4] {
+        let until = || parts.metrics().unwrap().len() >= step;
+        let end = train(&mut bench.compute, &plan, &parts, &until).unwrap();
+        assert!(matches!(end, TrainEnd::Interrupted), "{end:?}");
+        // What a crash leaves: half a checkpoint under its temporary name, a line too many.
+        std::fs::write(parts.path().join(".checkpoint.safetensors.new"), b"half").unwrap();
+        let extra = Measured { update: step as u64, ..Measured::default() };
+        parts.log(&extra).unwrap();
+    }
+    let got = done(train(&mut bench.compute, &plan, &parts, &|| false).unwrap());
+    assert_eq!(want.peft_bytes().unwrap(), got.peft_bytes().unwrap());
+    let timeless = |files: &WorkDir| {
+        let lines = files.metrics().unwrap().into_iter();
+        lines.map(|m| Measured { seconds: 0.0, ..m }).collect::<Vec<_>>()
+    };
+    assert_eq!(timeless(&whole), timeless(&parts));
+}
+
+#[test]
+fn a_request_to_stop_is_heeded_within_an_update() {
+    let mut bench = bench();
+    let plan = plan(&bench, |_| {}, |_| {});
+    let asked = Cell::new(0);
+    let second_time = || asked.replace(asked.get() + 1) >= 1;
+    let files = work(&bench, "r");
+    let end = train(&mut bench.compute, &plan, &files, &second_time).unwrap();
+    assert!(matches!(end, TrainEnd::Interrupted));
+    assert!(files.metrics().unwrap().is_empty());
+}
+
+#[test]
+fn an_anomaly_stops_before_the_bad_step_is_taken() {
+    let mut bench = bench();
+    let plan = plan(&bench, |p| p.stop.grad_norm_max = 1e-9, |_| {});
+    let files = work(&bench, "r");
+    match train(&mut bench.compute, &plan, &files, &|| false).unwrap() {
+        TrainEnd::Stopped(reason) => assert!(reason.contains("gradient norm"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(files.checkpoint(&plan.model).unwrap(), None);
+}
+
+#[test]
+fn a_live_reply_of_a_generation_that_is_gone_is_an_error_and_not_a_guess() {
+    let mut bench = bench();
+    let gone = Generation::parse(&"a".repeat(64)).unwrap();
+    let plan = plan(&bench, |_| {}, |s| s.generation = gone.clone());
+    let files = work(&bench, "r");
+    let error = train(&mut bench.compute, &plan, &files, &|| false).unwrap_err();
+    assert!(matches!(error, TrainError::Provenance { .. }), "{error}");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_an_error_and_not_a_fresh_start() {
+    let mut bench = bench();
+    let plan = plan(&bench, |_| {}, |_| {});
+    let files = work(&bench, "r");
+    std::fs::write(files.path().join("checkpoint.safetensors"), b"garbage").unwrap();
+    assert!(train(&mut bench.compute, &plan, &files, &|| false).is_err());
+}
