@@ -3,6 +3,8 @@
 //! Needs a Python with torch, transformers and peft, named by `$HONE_TEST_PYTHON`; without it this
 //! says so and passes.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails by panicking, helper included")]
+
 use std::path::Path;
 use std::process::Command;
 
