@@ -1,5 +1,6 @@
 //! From the spool to the store: real files, real SQLite, and the accidents that happen between
 //! them.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -256,7 +257,7 @@ fn a_crash_at_any_commit_leads_to_the_same_store() {
         // deleted anything.
         let mut reader = hone_shared::spool::DirReader::dead(&dir);
         for _ in 0..stored_turns * 2 {
-            reader.next().unwrap();
+            reader.read_next().unwrap();
         }
         let at = reader.position();
         let batch: Vec<_> = turns[..stored_turns]
@@ -307,7 +308,8 @@ fn damage_costs_what_it_hit_and_is_counted() {
     let dir = killed(&data, &records, 64 << 20);
     let path = dir.join("000000.seg");
     let mut reader = hone_shared::spool::DirReader::dead(&dir);
-    let places: Vec<_> = std::iter::from_fn(|| reader.next().unwrap()).map(|(at, _)| at).collect();
+    let places: Vec<_> =
+        std::iter::from_fn(|| reader.read_next().unwrap()).map(|(at, _)| at).collect();
     let mut bytes = fs::read(&path).unwrap();
     bytes[places[0].offset as usize + 50] ^= 1; // The first request.
     bytes[places[3].offset as usize + 50] ^= 1; // The second response.

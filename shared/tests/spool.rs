@@ -1,5 +1,6 @@
 //! The spool on real files: what is written comes back, whatever happens to the process, the disk
 //! or the bytes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may panic")]
 
 mod records;
 
@@ -55,13 +56,13 @@ fn a_live_reader_sees_records_soon_without_any_further_traffic() {
     let spool = Spool::start(cfg).unwrap();
     let follower = spool.follower();
     let mut reader = DirReader::live(follower.clone());
-    assert!(reader.next().unwrap().is_none());
+    assert!(reader.read_next().unwrap().is_none());
     for record in records(3) {
         spool.try_send(record.clone()).unwrap();
         while reader.position() >= follower.upto() {
             follower.wait(reader.position(), Duration::from_secs(10));
         }
-        assert_eq!(reader.next().unwrap().unwrap().1, Item::Record(record));
+        assert_eq!(reader.read_next().unwrap().unwrap().1, Item::Record(record));
     }
 }
 

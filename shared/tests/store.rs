@@ -1,5 +1,6 @@
 //! The store on a real SQLite file: exactly once, linear history, links in any order, verdicts and
 //! rounds.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may panic")]
 
 mod records;
 

@@ -129,7 +129,7 @@ impl Source {
         if let Some(overdue) = self.overdue(cfg, now_ms) {
             return self.settle(overdue).map(Some);
         }
-        let Some((at, item)) = self.reader.next()? else { return Ok(None) };
+        let Some((at, item)) = self.reader.read_next()? else { return Ok(None) };
         let fresh = at >= self.applied;
         let event = match item {
             Item::Record(Record::Begin(begin)) => {

@@ -26,6 +26,7 @@ const ZSTD_LEVEL: i32 = 1;
 
 /// What lies at an offset of a segment.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, and nearly always the large one")]
 pub(super) enum Frame {
     /// A whole record, and the offset after it.
     Good { record: Record, next: u64 },

@@ -19,6 +19,7 @@ use crate::turn::{Record, TurnId};
 
 /// What was read.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, and nearly always the large one")]
 pub enum Item {
     /// A whole record.
     Record(Record),
@@ -69,7 +70,7 @@ impl DirReader {
 
     /// The next item with the position of its first byte; `None` when there is nothing more, for
     /// now or for ever.
-    pub fn next(&mut self) -> Result<Option<(Position, Item)>, SpoolError> {
+    pub fn read_next(&mut self) -> Result<Option<(Position, Item)>, SpoolError> {
         loop {
             let (limit, sealed) = match self.open()? {
                 Some(extent) => extent,

@@ -60,7 +60,7 @@ pub fn dead_process(cfg: &SpoolConfig, records: &[Record]) -> PathBuf {
 }
 
 pub fn read_all(reader: &mut DirReader) -> Vec<(Position, Item)> {
-    std::iter::from_fn(|| reader.next().unwrap()).collect()
+    std::iter::from_fn(|| reader.read_next().unwrap()).collect()
 }
 
 pub fn read_dead(dir: &Path) -> Vec<Item> {
