@@ -5,21 +5,27 @@
 
 use std::path::PathBuf;
 
+use hone_trainer::compute::{BenchReport, Limits, Precision, bench_with};
+
 fn main() {
     let Some(dir) = std::env::var_os("HONE_MODEL_DIR").map(PathBuf::from) else {
         eprintln!("skipped: HONE_MODEL_DIR is not set");
         return;
     };
     let threads = std::env::var("HONE_THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(0);
-    match hone_trainer::compute::bench(&dir, threads) {
-        Err(error) => eprintln!("failed: {error}"),
-        Ok(report) => {
-            let (kernels, threads) = (&report.kernels, report.threads);
-            println!("{kernels}, {threads} threads, loaded in {:.1} s", report.load_seconds);
-            for row in &report.rows {
-                let (median, best) = (row.tokens_per_second, row.tokens_per_second_best);
-                println!("{:<22} {median:>8.0} tok/s   best {best:>8.0}", row.name);
-            }
+    for precision in [Precision::F32, Precision::Bf16] {
+        match bench_with(&dir, threads, Limits { precision, ..Limits::default() }) {
+            Err(error) => eprintln!("failed: {error}"),
+            Ok(report) => print(&report),
         }
+    }
+}
+
+fn print(report: &BenchReport) {
+    let BenchReport { kernels, precision, threads, load_seconds, rows } = report;
+    println!("{kernels} {precision:?}, {threads} threads, loaded in {load_seconds:.1} s");
+    for row in rows {
+        let (median, best) = (row.tokens_per_second, row.tokens_per_second_best);
+        println!("{:<22} {median:>8.0} tok/s   best {best:>8.0}", row.name);
     }
 }

@@ -10,7 +10,7 @@ use hone_model::lora::Lora;
 use hone_model::oracle::CandleLlama;
 use hone_model::testing::tiny_model_of;
 use hone_trainer::compute::{
-    Compute, ComputeError, CpuCompute, Limits, Rollout, SampleParams, Sequence,
+    Compute, ComputeError, CpuCompute, Limits, Precision, Rollout, SampleParams, Sequence,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -182,12 +182,52 @@ fn a_shared_prompt_gives_what_repeated_prompts_give() -> Outcome {
 fn small_batches_give_what_one_batch_gives() -> Outcome {
     let fixture = fixture(Family::Llama, true)?;
     let sequences = sequences();
-    let limits = Limits { activation_bytes_max: 1, ..Limits::default() };
+    // A few rows of logits at a time: longer replies go through the head twice.
+    let limits = Limits { activation_bytes_max: 1, logits_bytes_max: 1, ..Limits::default() };
     let mut small = CpuCompute::with_limits(&fixture.path, 2, limits)?;
     let a = small.gradient(&fixture.lora, &sequences, &mut slopes)?;
     let b = CpuCompute::new(&fixture.path, 2)?.gradient(&fixture.lora, &sequences, &mut slopes)?;
     assert!(distance(&a.lora, &b.lora) < 1e-5);
     assert!(worst(&a.logprobs, &b.logprobs) < 1e-4);
+    Ok(())
+}
+
+#[test]
+fn bf16_products_agree_with_f32_to_their_precision_and_with_themselves() -> Outcome {
+    for (family, tied) in [(Family::Llama, true), (Family::Qwen3, false)] {
+        let fixture = fixture(family, tied)?;
+        let sequences = sequences();
+        let limits = Limits { precision: Precision::Bf16, ..Limits::default() };
+        let mut bf16 = CpuCompute::with_limits(&fixture.path, 2, limits.clone())?;
+        if bf16.precision() == Precision::F32 {
+            eprintln!("SKIPPED: this processor has no AVX-512 BF16");
+            return Ok(());
+        }
+        let found = bf16.gradient(&fixture.lora, &sequences, &mut slopes)?;
+        // A smooth loss: slopes that depend on ln p would mix its error into the gradient's.
+        let mut steady = |_: usize, ln_p: &[f32]| (0..ln_p.len()).map(weight).collect::<Vec<_>>();
+        let rough = bf16.gradient(&fixture.lora, &sequences, &mut steady)?;
+        let mut f32 = CpuCompute::new(&fixture.path, 2)?;
+        let exact = f32.gradient(&fixture.lora, &sequences, &mut steady)?;
+        let error = distance(&rough.lora, &exact.lora);
+        let worst_ln_p = worst(&rough.logprobs, &exact.logprobs);
+        println!("{family:?}: bf16 gradient {error:.1e}, ln p {worst_ln_p:.1e}");
+        assert!(error < 3e-2 && worst_ln_p < 0.2, "{family:?}: {error} and {worst_ln_p}");
+        let one = CpuCompute::with_limits(&fixture.path, 1, limits)?.gradient(
+            &fixture.lora,
+            &sequences,
+            &mut slopes,
+        )?;
+        assert!(one == found, "bit for bit the same with one thread");
+        let prompt = vec![sequences[0].prompt.clone()];
+        let drawn = bf16.sample(Some(&fixture.lora), &prompt, 3, &params(0.7, 5))?;
+        let again: Vec<Sequence> = drawn[0]
+            .iter()
+            .map(|r| Sequence { prompt: prompt[0].clone(), response: r.tokens.clone() })
+            .collect();
+        let ln_p: Vec<Vec<f32>> = drawn[0].iter().map(|r| r.logprobs.clone()).collect();
+        assert!(worst(&bf16.score(Some(&fixture.lora), &again)?, &ln_p) < 0.1);
+    }
     Ok(())
 }
 
@@ -250,9 +290,15 @@ fn replies_are_reproducible_and_independent_of_company() -> Outcome {
         CpuCompute::new(&fixture.path, 1)?.sample(None, &prompts, 5, &params(1.0, 3))?;
     assert!(all == one_thread, "bit for bit the same");
     assert!(tokens(&all) != tokens(&compute.sample(None, &prompts, 5, &params(1.0, 4))?));
-    let limits = Limits { replies_max: 3, ..Limits::default() };
-    let mut waves = CpuCompute::with_limits(&fixture.path, 2, limits)?;
-    assert_eq!(tokens(&all), tokens(&waves.sample(None, &prompts, 5, &params(1.0, 3))?));
+    let cramped = [
+        Limits { replies_max: 3, ..Limits::default() },
+        Limits { activation_bytes_max: 1, ..Limits::default() },
+        Limits { cache_bytes_max: 1, ..Limits::default() },
+    ];
+    for limits in cramped {
+        let mut waves = CpuCompute::with_limits(&fixture.path, 2, limits)?;
+        assert_eq!(tokens(&all), tokens(&waves.sample(None, &prompts, 5, &params(1.0, 3))?));
+    }
     let alone = compute.sample(None, &prompts[..1], 2, &params(1.0, 3))?;
     assert_eq!(tokens(&alone), tokens(&all)[..2]);
     let replies = tokens(&all);

@@ -37,8 +37,8 @@ impl Packed {
                 let (out, width) = model.config.proj_shape(proj);
                 let pair = &layer[proj.index()];
                 PackedPair {
-                    a: Linear::pack(&pair.a, rank, width, 1.0),
-                    b: Linear::pack(&pair.b, out, rank, scale),
+                    a: Linear::pack(&pair.a, rank, width, 1.0, model.precision),
+                    b: Linear::pack(&pair.b, out, rank, scale, model.precision),
                 }
             })
         };

@@ -9,7 +9,7 @@ use hone_model::lora::Lora;
 use serde::{Deserialize, Serialize};
 
 use super::kernels::linear::kernel_name;
-use super::{Compute, ComputeError, CpuCompute, SampleParams, Sequence};
+use super::{Compute, ComputeError, CpuCompute, Limits, Precision, SampleParams, Sequence};
 
 /// Runs of each measurement; the best and the median are reported.
 const RUNS: usize = 3;
@@ -34,19 +34,33 @@ pub struct BenchReport {
     pub threads: usize,
     /// Instruction set of the matrix kernels.
     pub kernels: String,
+    /// Of the matrix products; f32 if bf16 was asked for and the processor has none.
+    pub precision: Precision,
     /// Seconds to load and pack the model.
     pub load_seconds: f64,
     /// One row per measurement.
     pub rows: Vec<BenchRow>,
 }
 
-/// Runs all measurements on a model directory. `threads` 0 takes all processors.
+/// Runs all measurements in f32 on a model directory. `threads` 0 takes all processors.
 ///
 /// # Errors
 /// An unusable model.
 pub fn bench(model_dir: &Path, threads: usize) -> Result<BenchReport, ComputeError> {
+    bench_with(model_dir, threads, Limits::default())
+}
+
+/// As [`bench`], with other limits or another precision.
+///
+/// # Errors
+/// An unusable model.
+pub fn bench_with(
+    model_dir: &Path,
+    threads: usize,
+    limits: Limits,
+) -> Result<BenchReport, ComputeError> {
     let start = Instant::now();
-    let mut compute = CpuCompute::new(model_dir, threads)?;
+    let mut compute = CpuCompute::with_limits(model_dir, threads, limits)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let lora = Lora::init(compute.config(), 16, 32.0, 17);
     let vocab = compute.config().vocab;
@@ -70,7 +84,8 @@ pub fn bench(model_dir: &Path, threads: usize) -> Result<BenchReport, ComputeErr
         Ok(drawn.iter().flatten().map(|rollout| rollout.tokens.len()).sum())
     })?);
     let kernels = kernel_name().to_owned();
-    Ok(BenchReport { threads: compute.threads(), kernels, load_seconds, rows })
+    let (threads, precision) = (compute.threads(), compute.precision());
+    Ok(BenchReport { threads, kernels, precision, load_seconds, rows })
 }
 
 /// `length` arbitrary tokens; all but the first 8 are the response.

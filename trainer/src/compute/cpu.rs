@@ -14,6 +14,7 @@ use super::backward::Backward;
 use super::batch::{self, Batch, Span, Target};
 use super::forward::{Pass, State};
 use super::head::{self, Scored};
+use super::kernels::Precision;
 use super::math::Rope;
 use super::model::Model;
 use super::sampler::Sampler;
@@ -26,10 +27,14 @@ pub struct Limits {
     pub activation_bytes_max: usize,
     /// Bytes of keys and values that are kept while sampling.
     pub cache_bytes_max: usize,
+    /// Bytes of logits that exist at a time.
+    pub logits_bytes_max: usize,
     /// Most replies that are drawn at the same time.
     pub replies_max: usize,
     /// Equal prompts are computed once.
     pub share_prompts: bool,
+    /// Of weights and of the activations that are multiplied with them.
+    pub precision: Precision,
 }
 
 impl Default for Limits {
@@ -37,8 +42,10 @@ impl Default for Limits {
         Limits {
             activation_bytes_max: 640 << 20,
             cache_bytes_max: 512 << 20,
+            logits_bytes_max: 64 << 20,
             replies_max: 64,
             share_prompts: true,
+            precision: Precision::F32,
         }
     }
 }
@@ -74,7 +81,7 @@ impl CpuCompute {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|e| ComputeError::Threads(e.to_string()))?;
-        let model = pool.install(|| Model::load(model_dir))?;
+        let model = pool.install(|| Model::load(model_dir, limits.precision))?;
         let rope = Rope::new(model.config.rope_frequencies());
         Ok(CpuCompute { model, rope, pool, limits })
     }
@@ -83,6 +90,12 @@ impl CpuCompute {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.model.config
+    }
+
+    /// The precision in use: what the limits ask for, as far as the processor has it.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.model.precision
     }
 
     /// Number of compute threads.
@@ -132,7 +145,7 @@ impl CpuCompute {
 
     /// Scores the targets of some spans after the layers, as many at a time as the head takes.
     fn score_targets(&self, x: &[f32], targets: &[Target]) -> Vec<f32> {
-        let parts = targets.chunks(head::rows_max(&self.model));
+        let parts = targets.chunks(head::rows_max(&self.model, self.limits.logits_bytes_max));
         parts.flat_map(|part| head::score(&self.model, x, part).logprobs).collect()
     }
 
@@ -145,7 +158,7 @@ impl CpuCompute {
         loss: &mut dyn FnMut(usize, &[f32]) -> Vec<f32>,
     ) -> Result<Vec<f32>, ComputeError> {
         let mut dx = vec![0.0; x.len()];
-        let most = head::rows_max(&self.model);
+        let most = head::rows_max(&self.model, self.limits.logits_bytes_max);
         for spans in units(&batch.spans, most) {
             let range = spans[0].targets.start..spans[spans.len() - 1].targets.end;
             let targets = &batch.targets[range.clone()];

@@ -11,12 +11,9 @@ use super::kernels::{Job, Term, project, project_back};
 use super::math;
 use super::model::{Model, VOCAB_CHUNK};
 
-/// Bytes of logits that exist at a time.
-const LOGITS_BYTES_MAX: usize = 64 << 20;
-
-/// Most rows whose logits exist at a time.
-pub(super) fn rows_max(model: &Model) -> usize {
-    (LOGITS_BYTES_MAX / (4 * model.config.vocab)).max(8)
+/// Most rows whose logits exist at a time, for a number of bytes.
+pub(super) fn rows_max(model: &Model, bytes: usize) -> usize {
+    (bytes / (4 * model.config.vocab)).max(8)
 }
 
 /// Logits `(rows, outputs)` per chunk of the vocabulary for hidden states before the final norm.

@@ -1,7 +1,7 @@
 //! The trainer's arithmetic: score tokens, differentiate a loss, draw replies.
 //!
 //! [`Compute`] is the seam; [`CpuCompute`] implements it with a hand-written forward and backward
-//! pass on raw `f32` buffers (about twice the speed of a general autograd at a third of the
+//! pass on raw `f32` buffers, optionally with bf16 matrix products (about twice the speed of a general autograd at a third of the
 //! memory). Only the LoRA adapter gets gradients; through frozen weights only the activations'
 //! gradient is computed.
 //!
@@ -25,8 +25,9 @@ use hone_model::config::ConfigError;
 use hone_model::lora::Lora;
 use hone_model::weights::WeightsError;
 
-pub use bench::{BenchReport, BenchRow, bench};
+pub use bench::{BenchReport, BenchRow, bench, bench_with};
 pub use cpu::{CpuCompute, Limits};
+pub use kernels::Precision;
 
 /// A prompt and what was answered, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use hone_model::lora::Proj;
 use hone_model::weights::Weights;
 
 use super::ComputeError;
-use super::kernels::Linear;
+use super::kernels::{Linear, Precision};
 
 /// Outputs of the head that are packed and worked on together.
 pub(super) const VOCAB_CHUNK: usize = 4096;
@@ -36,15 +36,17 @@ pub(super) struct Model {
     /// `(vocab, hidden)`; `None` when the head is the embedding.
     embedding: Option<Vec<f32>>,
     pub(super) eps: f32,
+    pub(super) precision: Precision,
 }
 
 impl Model {
-    /// Reads and packs a model directory. Peak memory is the model in f32 plus one tensor.
-    pub(super) fn load(dir: &Path) -> Result<Model, ComputeError> {
-        let config = ModelConfig::from_dir(dir)?;
+    /// Reads and packs a model directory. Peak memory is the model in f32 plus one tensor. A
+    /// precision that the processor does not have becomes f32.
+    pub(super) fn load(dir: &Path, precision: Precision) -> Result<Model, ComputeError> {
+        let (config, precision) = (ModelConfig::from_dir(dir)?, precision.supported());
         let mut weights = Weights::load(dir)?;
         let layers = (0..config.layers)
-            .map(|index| load_layer(&config, &mut weights, index))
+            .map(|index| load_layer(&config, &mut weights, index, precision))
             .collect::<Result<Vec<_>, _>>()?;
         let norm = weights.take_shaped("model.norm.weight", &[config.hidden])?;
         let shape = [config.vocab, config.hidden];
@@ -56,11 +58,13 @@ impl Model {
         };
         let head = head
             .chunks(VOCAB_CHUNK * config.hidden)
-            .map(|part| Linear::pack(part, part.len() / config.hidden, config.hidden, 1.0))
+            .map(|part| {
+                Linear::pack(part, part.len() / config.hidden, config.hidden, 1.0, precision)
+            })
             .collect();
         let embedding = untied.then_some(embedding);
         let eps = config.rms_eps as f32;
-        Ok(Model { config, layers, norm, head, embedding, eps })
+        Ok(Model { config, layers, norm, head, embedding, eps, precision })
     }
 
     /// Copies the embeddings of `tokens` to the rows of `x (tokens.len(), hidden)`.
@@ -89,13 +93,14 @@ fn load_layer(
     config: &ModelConfig,
     weights: &mut Weights,
     index: usize,
+    precision: Precision,
 ) -> Result<Layer, ComputeError> {
     let name = |part: &str| format!("model.layers.{index}.{part}");
     let mut proj = Vec::with_capacity(Proj::ALL.len());
     for which in Proj::ALL {
         let (out, width) = config.proj_shape(which);
         let weight = weights.take_shaped(&name(&format!("{}.weight", which.path())), &[out, width]);
-        proj.push(Linear::pack(&weight?, out, width, 1.0));
+        proj.push(Linear::pack(&weight?, out, width, 1.0, precision));
     }
     let mut vector = |part: &str, length: usize| weights.take_shaped(&name(part), &[length]);
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);

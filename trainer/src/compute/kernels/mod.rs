@@ -15,6 +15,10 @@ pub(super) mod view;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+#[cfg(test)]
+mod tests;
+mod words;
 
 pub(super) use linear::{Job, Linear, Term, project, project_back};
 pub(super) use view::{View, ViewMut, gemm};
+pub use words::Precision;

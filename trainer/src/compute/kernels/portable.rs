@@ -22,7 +22,7 @@ pub(super) unsafe fn multiply_avx2(segments: &[Segment], block: &Block) {
 }
 
 /// See [`super::micro::Transpose`].
-pub(super) unsafe fn transpose(from: *const f32, to: *mut f32, width: usize, count: usize) {
+pub(super) unsafe fn transpose(from: *const u32, to: *mut u32, width: usize, count: usize) {
     for i in 0..width {
         for j in 0..count {
             // SAFETY: i < width rows of `from`, j < count rows of `to`, both NR wide.
@@ -67,7 +67,7 @@ unsafe fn tile<const MR: usize, const FMA: bool>(
             let w = unsafe { &*s.panel.add(k * NR + half * HALF).cast::<[f32; HALF]>() };
             for (r, sums) in acc.iter_mut().enumerate() {
                 // SAFETY: row + r < block.rows.
-                let x = unsafe { *s.x.add((row + r) * s.ldx + k) };
+                let x = f32::from_bits(unsafe { *s.x.add((row + r) * s.ldx + k) });
                 for (sum, w) in sums.iter_mut().zip(w) {
                     *sum = if FMA { x.mul_add(*w, *sum) } else { x * *w + *sum };
                 }
