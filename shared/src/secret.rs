@@ -1,17 +1,18 @@
 //! What is derived from the installation's secret: tenant names, and comparison of tokens.
 //!
-//! Why: tenants are told apart by their credentials, and credentials are never stored. A keyed hash gives each a stable
-//! name that nobody without the secret can confirm a guess against.
-//! Invariant: nothing here can be turned back into a credential, and no comparison leaks how much of a token was right.
+//! Why: tenants are told apart by their credentials, and credentials are never stored. A keyed hash
+//! gives each a stable name that nobody without the secret can confirm a guess against.
+//! Invariant: nothing here can be turned back into a credential, and no comparison leaks how much
+//! of a token was right.
 
-/// A 32-byte key for one purpose. `context` names the purpose and is part of the derivation; two purposes never share
-/// a key.
+/// A 32-byte key for one purpose. `context` names the purpose and is part of the derivation; two
+/// purposes never share a key.
 pub fn derive(secret: &[u8; 32], context: &str) -> [u8; 32] {
     blake3::derive_key(&format!("hone 2026-11 {context}"), secret)
 }
 
-/// The name of the tenant behind a credential (the value of `Authorization`, `api-key` or `x-api-key`): 32 hex digits.
-/// A request without a credential belongs to the tenant `anonymous`.
+/// The name of the tenant behind a credential (the value of `Authorization`, `api-key` or
+/// `x-api-key`): 32 hex digits. A request without a credential belongs to the tenant `anonymous`.
 pub fn tenant_of(secret: &[u8; 32], credential: Option<&str>) -> String {
     let Some(credential) = credential.map(str::trim).filter(|c| !c.is_empty()) else {
         return "anonymous".to_owned();

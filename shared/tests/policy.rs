@@ -1,5 +1,7 @@
 //! Policies: the built-in set, what is refused and how it is said, matching, rules, and following a directory.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail loudly")]
+
 use std::fs;
 use std::time::Duration;
 

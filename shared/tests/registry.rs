@@ -1,5 +1,7 @@
 //! The registry on a real directory: publication, damage, aliases, races and what a crash leaves behind.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail loudly")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Parsing of OpenAI bodies: every shape that engines send, cut anywhere, and anything at all without a panic.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail loudly")]
+
 use std::io::Write;
 
 use hone_shared::turn::Generation;

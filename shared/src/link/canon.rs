@@ -5,7 +5,8 @@
 //! * arguments of tool calls are compared as JSON, keys sorted; text that is no JSON as text;
 //! * reasoning is left out: most clients do not send it back.
 //!
-//! Invariant: fields are tagged and length-prefixed, so no two different messages share an encoding.
+//! Invariant: fields are tagged and length-prefixed, so no two different messages share an
+//! encoding.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +46,8 @@ pub fn canon(message: &Value) -> Vec<u8> {
     out
 }
 
-/// The loose form: role, folded text and tool calls; `None` for system messages, which clients change freely.
+/// The loose form: role, folded text and tool calls; `None` for system messages, which clients
+/// change freely.
 pub(super) fn canon_loose(message: &Value) -> Option<Vec<u8>> {
     let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
     if matches!(role, "system" | "developer") {
@@ -63,7 +65,8 @@ pub(super) fn canon_loose(message: &Value) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// The text of a message, folded, without a leading `<think>…</think>` block. Parts that are no text stay as JSON.
+/// The text of a message, folded, without a leading `<think>…</think>` block. Parts that are no
+/// text stay as JSON.
 pub fn loose_text(message: &Value) -> String {
     let content = message.get("content").unwrap_or(&Value::Null);
     let text = plain_text(content).unwrap_or_else(|| json(content));
@@ -84,7 +87,8 @@ pub fn fold(text: &str) -> String {
     folded
 }
 
-/// How alike two folded texts are, 0 to 1: the Dice coefficient of their character trigrams. Equal texts give 1.
+/// How alike two folded texts are, 0 to 1: the Dice coefficient of their character trigrams. Equal
+/// texts give 1.
 pub fn similarity(a: &str, b: &str) -> f64 {
     if a == b {
         return 1.0;
@@ -174,7 +178,8 @@ fn put(out: &mut Vec<u8>, tag: &str, bytes: &[u8]) {
     }
 }
 
-/// JSON text with sorted keys and without cache marks; whole floats are written as integers, as JavaScript does.
+/// JSON text with sorted keys and without cache marks; whole floats are written as integers, as
+/// JavaScript does.
 fn json(value: &Value) -> String {
     let mut out = String::new();
     write_json(value, &mut out);

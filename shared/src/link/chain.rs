@@ -1,7 +1,7 @@
 //! Keyed chains over canonical messages, and what is indexed for a stored turn.
 //!
-//! Invariant: every hash is keyed by tenant and tagged by purpose; equal hashes of different tenants, routes or kinds do not
-//! occur.
+//! Invariant: every hash is keyed by tenant and tagged by purpose; equal hashes of different
+//! tenants, routes or kinds do not occur.
 
 use serde_json::Value;
 
@@ -24,7 +24,8 @@ impl LinkKey {
         Self { key, tenant: tenant.to_owned() }
     }
 
-    /// The session id under which a client's own id is stored: two tenants with the same id have two sessions.
+    /// The session id under which a client's own id is stored: two tenants with the same id have
+    /// two sessions.
     pub fn session(&self, explicit: &str) -> String {
         let tenant: String = self.tenant.chars().take(12).collect();
         format!("{tenant}/{explicit}")
@@ -44,7 +45,8 @@ impl LinkKey {
 /// The chain of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// `prefixes[i]` is the hash of the first `i` messages; `prefixes[0]` of the route alone. Length: messages + 1.
+    /// `prefixes[i]` is the hash of the first `i` messages; `prefixes[0]` of the route alone.
+    /// Length: messages + 1.
     pub prefixes: Vec<Hash>,
 }
 
@@ -96,8 +98,8 @@ fn step(key: &LinkKey, purpose: &str, before: &Hash, message: &[u8]) -> Hash {
     key.hash(purpose, &[before, &message])
 }
 
-/// The chain past an answer: `c_k` is the last prefix of the prompt's [`Chain`]. A request that continues this answer
-/// has the same hash as its prefix.
+/// The chain past an answer: `c_k` is the last prefix of the prompt's [`Chain`]. A request that
+/// continues this answer has the same hash as its prefix.
 pub fn out_hash(key: &LinkKey, c_k: &Hash, answer: &Value) -> Hash {
     step(key, "chain", c_k, &canon(answer))
 }
@@ -154,8 +156,9 @@ fn call_ids(message: &Value) -> impl Iterator<Item = &str> {
     calls.filter_map(|call| call.get("id").and_then(Value::as_str))
 }
 
-/// A cautious estimate of an id's entropy, bits: the part after the last `_` or of a UUID, at the bits per character of
-/// its alphabet (10, 16 or 62) or of the characters that it really uses, whichever is less.
+/// A cautious estimate of an id's entropy, bits: the part after the last `_` or of a UUID, at the
+/// bits per character of its alphabet (10, 16 or 62) or of the characters that it really uses,
+/// whichever is less.
 pub fn tool_call_entropy_bits(id: &str) -> f64 {
     let is_uuid = id.len() >= 36 && id.matches('-').count() >= 4;
     let random = if is_uuid { id } else { id.rsplit(['_', '-']).next().unwrap_or_default() };

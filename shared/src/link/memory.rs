@@ -1,4 +1,5 @@
-//! A link index in memory: what [`LinkIndex`] means, in the fewest lines. For tests and small tools.
+//! A link index in memory: what [`LinkIndex`] means, in the fewest lines. For tests and small
+//! tools.
 //!
 //! Invariant: behaves as the store does; the store's tests run against both.
 

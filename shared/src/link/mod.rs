@@ -1,13 +1,16 @@
 //! Which turn does a request continue? Found by content, with no help from the client.
 //!
-//! Every message has a canonical form ([`canon`]); a tenant's keyed BLAKE3 chains those hashes ([`Chain`]). When a turn is
-//! stored, [`entries`] says what to index: the chain past each of its answers, and looser keys for clients that change
-//! the history. A new request then probes its own prefixes ([`resolve`]). Algorithm: `reference/proxy.md` §4.2.
+//! Every message has a canonical form ([`canon`]); a tenant's keyed BLAKE3 chains those hashes
+//! ([`Chain`]). When a turn is stored, [`entries`] says what to index: the chain past each of its
+//! answers, and looser keys for clients that change the history. A new request then probes its own
+//! prefixes ([`resolve`]). Algorithm: `reference/proxy.md` §4.2.
 //!
 //! ```text
-//! c_0 = K(route)    c_i = K(c_{i-1} | K(canon(m_i)))    out_j = K(c_k | K(canon(answer_j)))  =  the child's c_{k+1}
+//! c_0 = K(route)    c_i = K(c_{i-1} | K(canon(m_i)))
+//! out_j = K(c_k | K(canon(answer_j)))  =  the c_{k+1} of a request that continues it
 //! ```
-//! Invariant: hashes are keyed by tenant, so no request can ever be linked to a turn of another tenant.
+//! Invariant: hashes are keyed by tenant, so no request can ever be linked to a turn of another
+//! tenant.
 
 mod canon;
 mod chain;
@@ -33,11 +36,13 @@ pub use session::explicit_session;
 /// A keyed 128-bit hash.
 pub type Hash = [u8; 16];
 
-/// Most candidates that one probe may return; more of the same text are told apart by nothing anyway.
+/// Most candidates that one probe may return; more of the same text are told apart by nothing
+/// anyway.
 pub const CANDIDATES_MAX: usize = 64;
 /// Most positions of a conversation that are probed, counted from its end.
 pub const PROBES_MAX: usize = 256;
-/// A truncated history is matched without an explicit session only against turns this young, milliseconds.
+/// A truncated history is matched without an explicit session only against turns this young,
+/// milliseconds.
 pub const TRUNCATED_AGE_MS_MAX: i64 = 24 * 3600 * 1000;
 /// Shortest answer, in characters after folding, that identifies a turn by itself.
 pub const ASSISTANT_CHARS_MIN: usize = 32;
@@ -54,7 +59,8 @@ pub enum LinkKind {
     Exact,
     /// A tool result names a call that the parent made.
     ToolCallId,
-    /// The same but for white space, system messages and unknown keys; or the answer is the part of an aborted one.
+    /// The same but for white space, system messages and unknown keys; or the answer is the part of
+    /// an aborted one.
     Loose,
     /// The user's messages are the same and the answer is at least 90 % similar.
     Edited,
@@ -99,7 +105,8 @@ impl FromStr for LinkKind {
     }
 }
 
-/// What an indexed hash stands for. The number is its column value in the store and never changes its meaning.
+/// What an indexed hash stands for. The number is its column value in the store and never changes
+/// its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum HashKind {
@@ -163,13 +170,15 @@ pub struct Answers {
 
 /// The index over stored turns that [`resolve`] asks. The store implements it.
 ///
-/// Contract: a turn is visible as soon as it has been inserted, even inside the same transaction, because a child may
-/// come in the same batch as its parent. Ties of `started_ms` are broken by the larger turn id.
+/// Contract: a turn is visible as soon as it has been inserted, even inside the same transaction,
+/// because a child may come in the same batch as its parent. Ties of `started_ms` are broken by the
+/// larger turn id.
 pub trait LinkIndex {
     /// Why the index could not be read.
     type Error;
 
-    /// The turns with an entry `(kind, hash)`, newest first, at most `limit` of them. One row per (turn, choice).
+    /// The turns with an entry `(kind, hash)`, newest first, at most `limit` of them. One row per
+    /// (turn, choice).
     fn find(
         &self,
         kind: HashKind,
@@ -209,18 +218,20 @@ pub struct Link {
     pub confidence: f64,
     /// How many turns matched equally well.
     pub candidates: u32,
-    /// Index in the request's messages of the parent's answer. The next state is everything after it.
+    /// Index in the request's messages of the parent's answer. The next state is everything after
+    /// it.
     pub answer_at: usize,
 }
 
 /// Where a request belongs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolution {
-    /// The session: the explicit one of this tenant, else the parent's, else the request's own turn id.
+    /// The session: the explicit one of this tenant, else the parent's, else the request's own turn
+    /// id.
     pub session_id: String,
     /// The parent; `None` for a root.
     pub link: Option<Link>,
-    /// The newest earlier turn with the very same prompt: this one is a retry (if that one did not complete) or a
-    /// regeneration of it.
+    /// The newest earlier turn with the very same prompt: this one is a retry (if that one did not
+    /// complete) or a regeneration of it.
     pub repeat_of: Option<TurnId>,
 }

@@ -1,11 +1,13 @@
 //! From a request to its parent: probe the request's own history, surest evidence first.
 //!
-//! All kinds of evidence are tried at the last answer of the history; only then exact matches further back, because a next
-//! state that begins at an older answer says less about it. Among turns that match equally well, the explicit session
-//! decides, then the parent that an identical request took before (a retry must not move on to another twin), then a turn
-//! that nobody has continued, then the newest.
+//! All kinds of evidence are tried at the last answer of the history; only then exact matches
+//! further back, because a next state that begins at an older answer says less about it. Among
+//! turns that match equally well, the explicit session decides, then the parent that an identical
+//! request took before (a retry must not move on to another twin), then a turn that nobody has
+//! continued, then the newest.
 //!
-//! Invariant: a link never names the request itself, nor a turn that the tenant's key could not have hashed.
+//! Invariant: a link never names the request itself, nor a turn that the tenant's key could not
+//! have hashed.
 
 use serde_json::Value;
 
@@ -85,7 +87,8 @@ impl<I: LinkIndex> Probe<'_, I> {
         Ok(self.choose(found, LinkKind::Exact, sure, at))
     }
 
-    /// Tool results after the last answer that name a call of the parent. The turn with the most of them wins.
+    /// Tool results after the last answer that name a call of the parent. The turn with the most of
+    /// them wins.
     fn tool_call(&self, last: usize) -> Result<Found, I::Error> {
         let after = self.incoming.messages.get(last + 1..).unwrap_or_default();
         let ids = after.iter().filter_map(|m| m.get("tool_call_id").and_then(Value::as_str));
@@ -150,7 +153,8 @@ impl<I: LinkIndex> Probe<'_, I> {
         Ok(self.choose(closest, LinkKind::Edited, 0.8 * best, last))
     }
 
-    /// The last answer by itself: of the same explicit session, or of only one turn of the last day.
+    /// The last answer by itself: of the same explicit session, or of only one turn of the last
+    /// day.
     fn truncated(&self, last: usize) -> Result<Found, I::Error> {
         let answer = self.incoming.messages.get(last);
         let Some(hash) = answer.and_then(|answer| assistant_hash(self.key, answer)) else {
@@ -209,7 +213,8 @@ impl<I: LinkIndex> Probe<'_, I> {
     }
 }
 
-/// Whether a client shows the beginning of an aborted answer: what it received may be less than what was recorded.
+/// Whether a client shows the beginning of an aborted answer: what it received may be less than
+/// what was recorded.
 fn prefix(shown: &str, recorded: &str) -> bool {
     !shown.is_empty() && recorded.starts_with(shown)
 }

@@ -1,7 +1,9 @@
-//! Session ids that clients state themselves, in headers or in the body (`reference/proxy.md` §4.1).
+//! Session ids that clients state themselves, in headers or in the body (`reference/proxy.md`
+//! §4.1).
 //!
-//! Invariant: an id is prefixed with where it was found, so that equal values of different origin are different sessions;
-//! names of persons (`user`, `safety_identifier`) are never taken for a conversation.
+//! Invariant: an id is prefixed with where it was found, so that equal values of different origin
+//! are different sessions; names of persons (`user`, `safety_identifier`) are never taken for a
+//! conversation.
 
 use serde_json::Value;
 
@@ -41,7 +43,8 @@ const CHARS_MAX: usize = 256;
 /// What an unconfigured client sends for everybody.
 const MEANINGLESS: [&str; 6] = ["unknown", "default", "null", "none", "undefined", "0"];
 
-/// The session that a client names, as `<source>:<id>`. `params` is the request body without its messages.
+/// The session that a client names, as `<source>:<id>`. `params` is the request body without its
+/// messages.
 pub fn explicit_session(headers: &Headers, params: &Value) -> Option<String> {
     let header = HEADERS.iter().find_map(|name| {
         let found = headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));

@@ -20,7 +20,8 @@ pub fn builtin_files() -> &'static [(&'static str, &'static str)] {
     FILES
 }
 
-/// Writes the built-in files into `dir` if it holds no policy directory yet. Returns whether it did.
+/// Writes the built-in files into `dir` if it holds no policy directory yet. Returns whether it
+/// did.
 pub fn install_builtin(dir: &Path) -> Result<bool, PolicyError> {
     if ["routes", "judges", "gates"].iter().any(|section| dir.join(section).exists()) {
         return Ok(false);

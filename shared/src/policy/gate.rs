@@ -1,6 +1,7 @@
 //! `gates/<name>.toml`: what a candidate must show before it is served.
 //!
-//! Invariant: a gate always has neutral prompts, so that no candidate is promoted on its own signal alone.
+//! Invariant: a gate always has neutral prompts, so that no candidate is promoted on its own signal
+//! alone.
 
 use serde::Deserialize;
 

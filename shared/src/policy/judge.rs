@@ -1,9 +1,11 @@
 //! `judges/<name>.toml`: how a turn is judged by what happened next.
 //!
-//! Rules first: regular expressions over the user's words and the tools' output. Where they are silent, an LLM is asked;
-//! its prompt holds the conversation as fenced data. Hints come from the user's own words or from the LLM.
+//! Rules first: regular expressions over the user's words and the tools' output. Where they are
+//! silent, an LLM is asked; its prompt holds the conversation as fenced data. Hints come from the
+//! user's own words or from the LLM.
 //!
-//! Invariant: text of a conversation cannot close its fence: the fence is a hash that depends on that text.
+//! Invariant: text of a conversation cannot close its fence: the fence is a hash that depends on
+//! that text.
 
 use std::fmt;
 
@@ -17,7 +19,8 @@ use super::{PolicyError, parse_toml, short_hash};
 const PATTERNS_MAX: usize = 200;
 /// Compiled size of one pattern, bytes.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
-/// Most bytes of one text that rules look at: corrections stand at the beginning, errors at either end.
+/// Most bytes of one text that rules look at: corrections stand at the beginning, errors at either
+/// end.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// A checked judge.
@@ -99,8 +102,8 @@ pub struct RuleHit<'a> {
 }
 
 impl Rules {
-    /// What a user's next message says about the answer before it; `None` when the rules are silent. A correction inside
-    /// an approval ("thanks, but shorter please") is a correction.
+    /// What a user's next message says about the answer before it; `None` when the rules are
+    /// silent. A correction inside an approval ("thanks, but shorter please") is a correction.
     pub fn judge_user(&self, text: &str) -> Option<RuleHit<'_>> {
         let correction = first_match(&self.correction, text);
         if let Some(reason) = correction {
@@ -110,8 +113,8 @@ impl Rules {
         Some(RuleHit { verdict: 1, rule: "approval", reason })
     }
 
-    /// What a tool's output says about the call; `None` when the rules are silent. An exit code decides alone: a command
-    /// that succeeded may well print the word "error".
+    /// What a tool's output says about the call; `None` when the rules are silent. An exit code
+    /// decides alone: a command that succeeded may well print the word "error".
     pub fn judge_tool(&self, text: &str) -> Option<RuleHit<'_>> {
         match self.exit_code.then(|| exit_code(text)).flatten() {
             Some(0) => Some(RuleHit { verdict: 1, rule: "exit_code", reason: "exit code 0" }),
@@ -132,7 +135,8 @@ fn first_match<'a>(patterns: &'a [Pattern], text: &str) -> Option<&'a str> {
     found.map(Pattern::as_str)
 }
 
-/// The beginning and the end of a text, together at most [`TEXT_BYTES_MAX`]; the whole of a short one.
+/// The beginning and the end of a text, together at most [`TEXT_BYTES_MAX`]; the whole of a short
+/// one.
 fn ends(text: &str) -> [&str; 2] {
     if text.len() <= TEXT_BYTES_MAX {
         return [text, ""];
@@ -194,8 +198,9 @@ pub struct LlmJudge {
 const PLACEHOLDERS: [&str; 5] = ["{request}", "{history}", "{answer}", "{next_state}", "{fence}"];
 
 impl LlmJudge {
-    /// The prompt for one turn. Placeholders are replaced in one pass, so text that looks like one stays text; `{fence}`
-    /// becomes 16 hex digits that depend on all four texts, so none of them can contain it on purpose.
+    /// The prompt for one turn. Placeholders are replaced in one pass, so text that looks like one
+    /// stays text; `{fence}` becomes 16 hex digits that depend on all four texts, so none of them
+    /// can contain it on purpose.
     pub fn render(&self, request: &str, history: &str, answer: &str, next_state: &str) -> String {
         let mut hasher = blake3::Hasher::new();
         for text in [request, history, answer, next_state] {

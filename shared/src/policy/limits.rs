@@ -1,7 +1,8 @@
 //! Every number that a policy may set: its default, its range and its meaning, in one table.
 //!
-//! Why: an operator must be able to see all limits at once, and the documentation (`policies/README.md`) is tested against
-//! this table. Keys are `<section>.<key>` as in the files; `judge.` and `gate.` sections live in their own files.
+//! Why: an operator must be able to see all limits at once, and the documentation
+//! (`policies/README.md`) is tested against this table. Keys are `<section>.<key>` as in the files;
+//! `judge.` and `gate.` sections live in their own files.
 //!
 //! Invariant: a number that is not in this table cannot be set.
 
@@ -42,7 +43,8 @@ const MIB: f64 = 1_048_576.0;
 /// Largest whole number that a 64-bit float holds exactly.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// All numbers. Sources of the training defaults: `reference/training.md` §4 and `reference/openclaw-rl.md` §2–4.
+/// All numbers. Sources of the training defaults: `reference/training.md` §4 and
+/// `reference/openclaw-rl.md` §2–4.
 #[rustfmt::skip]
 pub const LIMITS: &[Limit] = &[
     // routes/*.toml

@@ -1,14 +1,16 @@
 //! What is learned, from whom, and how: TOML files, one per route, judge and gate.
 //!
 //! ```text
-//! policies/routes/<name>.toml   what a route matches, its learning mode, alias, limits, judge and gate
+//! policies/routes/<name>.toml   what a route matches, its learning mode, alias and limits
 //! policies/judges/<name>.toml   rules, the LLM judge and its prompt, hints
 //! policies/gates/<name>.toml    what a candidate must show
 //! ```
-//! Files are read raw (unknown keys refused) and turned into checked values; every number has its default and range in
-//! [`LIMITS`]. A set is loaded whole or not at all, and swapped by [`PolicyWatch`].
+//! Files are read raw (unknown keys refused) and turned into checked values; every number has its
+//! default and range in [`LIMITS`]. A set is loaded whole or not at all, and swapped by
+//! [`PolicyWatch`].
 //!
-//! Invariant: a `PolicySet` is complete (every judge and gate that a route names exists) and never changes.
+//! Invariant: a `PolicySet` is complete (every judge and gate that a route names exists) and never
+//! changes.
 
 mod builtin;
 mod gate;
@@ -87,7 +89,8 @@ pub struct PolicySet {
 }
 
 impl PolicySet {
-    /// Reads `routes/`, `judges/` and `gates/` under `dir`. Files that do not end in `.toml` are ignored.
+    /// Reads `routes/`, `judges/` and `gates/` under `dir`. Files that do not end in `.toml` are
+    /// ignored.
     pub fn load(dir: &Path) -> Result<Self, PolicyError> {
         let mut files = Vec::new();
         for section in ["gates", "judges", "routes"] {
@@ -136,12 +139,14 @@ impl PolicySet {
         }
         let hash = hasher.finalize();
         let first = hash.as_bytes().first_chunk::<8>().copied().unwrap_or_default();
-        // SQLite and JSON readers hold signed or 53-bit numbers; 53 bits are plenty to tell sets apart.
+        // SQLite and JSON readers hold signed or 53-bit numbers; 53 bits are plenty to tell sets
+        // apart.
         let version = u64::from_le_bytes(first) >> 11;
         Ok(Self { version, routes, judges, gates })
     }
 
-    /// The route of a request. `path` is without the query; `headers` looks up a header by lower-case name.
+    /// The route of a request. `path` is without the query; `headers` looks up a header by
+    /// lower-case name.
     pub fn route_for(
         &self,
         path: &str,
@@ -231,7 +236,8 @@ fn read_section(
     Ok(())
 }
 
-/// Reads TOML into a raw type; the error says the line and, for an unknown key, the keys that are allowed.
+/// Reads TOML into a raw type; the error says the line and, for an unknown key, the keys that are
+/// allowed.
 fn parse_toml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, PolicyError> {
     toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);

@@ -1,7 +1,7 @@
 //! `routes/<name>.toml`: which requests a route takes, and what is learned from them.
 //!
-//! Invariant: matching needs the path, the headers and the tenant only, never the body; so a request is routed before
-//! its first body byte.
+//! Invariant: matching needs the path, the headers and the tenant only, never the body; so a
+//! request is routed before its first body byte.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +42,8 @@ pub struct RoutePolicy {
 pub struct RouteMatch {
     /// Exact paths, or prefixes that end in `*`. At least one.
     pub paths: Vec<String>,
-    /// Lower-case header names with globs (`*` = any text) that their values must match. May be empty.
+    /// Lower-case header names with globs (`*` = any text) that their values must match. May be
+    /// empty.
     pub headers: BTreeMap<String, String>,
     /// Tenant names; empty = every tenant.
     pub tenants: Vec<String>,
@@ -69,7 +70,8 @@ impl RouteMatch {
     }
 }
 
-/// Whether `text` matches a pattern in which `*` stands for any text. Linear in pattern times text at worst.
+/// Whether `text` matches a pattern in which `*` stands for any text. Linear in pattern times text
+/// at worst.
 fn glob(pattern: &str, text: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(mut text) = text.strip_prefix(head) else { return false };

@@ -1,7 +1,8 @@
 //! The policies in memory: one atomic load per request, changed files picked up by polling.
 //!
-//! Polling looks at names, sizes and modification times (symbolic links followed, as Kubernetes swaps them), and reads
-//! files only when one of those changed. A set that does not pass keeps the last good one, and the error is logged.
+//! Polling looks at names, sizes and modification times (symbolic links followed, as Kubernetes
+//! swaps them), and reads files only when one of those changed. A set that does not pass keeps the
+//! last good one, and the error is logged.
 //!
 //! Invariant: readers never wait, and always see a set that passed every check.
 
@@ -68,7 +69,8 @@ impl PolicyWatch {
         self.shared.last_error.load_full()
     }
 
-    /// Reads the files now; when this returns, readers see them. Error: they do not pass, and nothing changed.
+    /// Reads the files now; when this returns, readers see them. Error: they do not pass, and
+    /// nothing changed.
     pub fn refresh(&self) -> Result<Arc<PolicySet>, PolicyError> {
         self.shared.look(true)?;
         Ok(self.current())
@@ -101,7 +103,8 @@ impl Shared {
     }
 }
 
-/// Names, sizes and times of the policy files; what cannot be read is left out and fails when it is loaded.
+/// Names, sizes and times of the policy files; what cannot be read is left out and fails when it is
+/// loaded.
 fn fingerprint(dir: &Path) -> Fingerprint {
     let sections = ["routes", "judges", "gates"].into_iter();
     let entries = sections.filter_map(|s| fs::read_dir(dir.join(s)).ok()).flatten().flatten();
@@ -117,7 +120,8 @@ impl Drop for PolicyWatch {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // The thread holds no lock while it waits and cannot panic; nothing is left to do if it did.
+            // The thread holds no lock while it waits and cannot panic; nothing is left to do if it
+            // did.
             let _ = thread.join();
         }
     }

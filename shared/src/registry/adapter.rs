@@ -1,9 +1,11 @@
 //! What an adapter must look like to be published: the subset of PEFT that every engine accepts.
 //!
-//! Uniform rank and alpha, no bias, no DoRA, no modules to save, the seven projections only (design §7). The config is kept
-//! as the bytes that were given, because the generation's hash is over bytes.
+//! Uniform rank and alpha, no bias, no DoRA, no modules to save, the seven projections only (design
+//! §7). The config is kept as the bytes that were given, because the generation's hash is over
+//! bytes.
 //!
-//! Invariant: what passes here loads in our engine, vLLM, SGLang and mistral.rs ≥ 0.9.1 as far as its files can tell.
+//! Invariant: what passes here loads in our engine, vLLM, SGLang and mistral.rs ≥ 0.9.1 as far as
+//! its files can tell.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -55,7 +57,8 @@ struct RawConfig {
 }
 
 impl AdapterConfig {
-    /// The config of a LoRA over all seven projections. `base_model` is a name or path, for people only.
+    /// The config of a LoRA over all seven projections. `base_model` is a name or path, for people
+    /// only.
     pub fn new(base_model: &str, rank: u64, alpha: f64) -> Result<Self> {
         let config = json!({
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model,
@@ -67,7 +70,8 @@ impl AdapterConfig {
         Self::from_bytes(config.to_string().into_bytes())
     }
 
-    /// Checks the bytes of an existing config; they are kept as they are. Error: what is not accepted, in words.
+    /// Checks the bytes of an existing config; they are kept as they are. Error: what is not
+    /// accepted, in words.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         let refuse = |problem: String| Err(RegistryError::Adapter(problem));
         if bytes.len() > CONFIG_BYTES_MAX {
@@ -136,7 +140,8 @@ struct RawTensor {
     data_offsets: [u64; 2],
 }
 
-/// Reads the header of a safetensors file of `len` bytes and checks that the file is whole and holds LoRA pairs only.
+/// Reads the header of a safetensors file of `len` bytes and checks that the file is whole and
+/// holds LoRA pairs only.
 pub(super) fn check_weights(reader: &mut impl Read, len: u64) -> Result<()> {
     let refuse = |problem: &str| RegistryError::Adapter(format!("{WEIGHTS_FILE}: {problem}"));
     if len > WEIGHTS_BYTES_MAX {

@@ -1,9 +1,11 @@
 //! Aliases: the names that routes serve, each pointing at one generation.
 //!
-//! An alias is one small JSON file. It is moved by compare-and-swap under a file lock, with an atomic rename, so that a
-//! reader sees the old or the new state and two movers cannot both win. The generations before are kept for rollback.
+//! An alias is one small JSON file. It is moved by compare-and-swap under a file lock, with an
+//! atomic rename, so that a reader sees the old or the new state and two movers cannot both win.
+//! The generations before are kept for rollback.
 //!
-//! Invariant: an alias names `base` or a generation whose content was verified when the alias was moved to it.
+//! Invariant: an alias names `base` or a generation whose content was verified when the alias was
+//! moved to it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -90,8 +92,9 @@ impl Registry {
         Ok(found)
     }
 
-    /// Moves an alias from `expected` to `to`, durably. Errors: [`RegistryError::Moved`] names where it really is;
-    /// [`RegistryError::UnknownGeneration`] and [`RegistryError::Damaged`] when `to` cannot be served.
+    /// Moves an alias from `expected` to `to`, durably. Errors: [`RegistryError::Moved`] names
+    /// where it really is; [`RegistryError::UnknownGeneration`] and [`RegistryError::Damaged`] when
+    /// `to` cannot be served.
     pub fn move_alias(
         &self,
         name: &str,
@@ -129,7 +132,8 @@ impl Registry {
         Ok(state)
     }
 
-    /// Replaces an alias file whole. Leftovers of a crash do not end in `.json`; the next mover overwrites them.
+    /// Replaces an alias file whole. Leftovers of a crash do not end in `.json`; the next mover
+    /// overwrites them.
     fn replace(&self, path: &PathBuf, state: &AliasState) -> Result<()> {
         let text = serde_json::to_vec_pretty(state)
             .map_err(|e| RegistryError::Malformed { path: path.clone(), problem: e.to_string() })?;

@@ -1,13 +1,14 @@
 //! Adapter generations on disk, and the aliases that name them.
 //!
 //! ```text
-//! <registry>/<generation>/adapter_config.json  adapter_model.safetensors  manifest.json      never modified
-//! <registry>/aliases/<alias>.json                                                              moved by compare-and-swap
-//! <registry>/.tmp-<uuid>/                                                                      a publication in progress
+//! <registry>/<generation>/        adapter_config.json adapter_model.safetensors manifest.json
+//! <registry>/aliases/<alias>.json  moved by compare-and-swap
+//! <registry>/.tmp-<uuid>/          a publication in progress
 //! ```
-//! A generation's name is the sha256 over the bytes of `adapter_config.json`, then those of `adapter_model.safetensors`.
-//! It is written under a temporary name, fsynced, renamed, and the directory fsynced; so a crash at any instruction
-//! leaves either nothing under the name, or all of it. Temporary directories of dead publishers are swept.
+//! A generation's name is the sha256 over the bytes of `adapter_config.json`, then those of
+//! `adapter_model.safetensors`. It is written under a temporary name, fsynced, renamed, and the
+//! directory fsynced; so a crash at any instruction leaves either nothing under the name, or all of
+//! it. Temporary directories of dead publishers are swept.
 //!
 //! Invariant: a directory with a generation's name is complete, and its content has that hash.
 
@@ -70,9 +71,7 @@ pub enum RegistryError {
         found: String,
     },
     /// An alias has a name that is not allowed.
-    #[error(
-        "`{0}` is not an alias name: use 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit"
-    )]
+    #[error("`{0}` is not an alias name: 1 to 64 of A-Z a-z 0-9 . _ -, first a letter or digit")]
     AliasName(String),
     /// An alias file does not hold what it should.
     #[error("{}: {problem}", path.display())]
@@ -137,7 +136,8 @@ impl Registry {
         &self.dir
     }
 
-    /// A published generation. Errors: [`RegistryError::IsBase`], [`RegistryError::UnknownGeneration`].
+    /// A published generation. Errors: [`RegistryError::IsBase`],
+    /// [`RegistryError::UnknownGeneration`].
     pub fn get(&self, generation: &Generation) -> Result<GenerationDir> {
         let path = self.generation_path(generation)?;
         let file = path.join(MANIFEST_FILE);
@@ -152,7 +152,8 @@ impl Registry {
         Ok(GenerationDir { generation: generation.clone(), path, manifest })
     }
 
-    /// Hashes a generation's content again. Errors: as [`Registry::get`], [`RegistryError::Damaged`].
+    /// Hashes a generation's content again. Errors: as [`Registry::get`],
+    /// [`RegistryError::Damaged`].
     pub fn verify(&self, generation: &Generation) -> Result<GenerationDir> {
         let found = self.get(generation)?;
         let hash = adapter::hash_dir(&found.path)?;
@@ -184,7 +185,8 @@ impl Registry {
         Ok(found)
     }
 
-    /// Where a generation is or would be; [`Generation`] guarantees that the name is safe as a path component.
+    /// Where a generation is or would be; [`Generation`] guarantees that the name is safe as a path
+    /// component.
     fn generation_path(&self, generation: &Generation) -> Result<PathBuf> {
         if generation.is_base() {
             return Err(RegistryError::IsBase);
@@ -199,14 +201,15 @@ impl Registry {
         options.create(true).truncate(false).write(true).open(&path).map_err(at(&path))
     }
 
-    /// Removes temporary directories. Call only while holding the publish lock: then none of them is alive.
+    /// Removes temporary directories. Call only while holding the publish lock: then none of them
+    /// is alive.
     fn sweep(&self) -> Result<()> {
         for entry in fs::read_dir(&self.dir).map_err(at(&self.dir))? {
             let entry = entry.map_err(at(&self.dir))?;
             let name = entry.file_name();
             if name.to_str().is_some_and(|name| name.starts_with(TEMPORARY_PREFIX)) {
                 let path = entry.path();
-                tracing::info!(path = %path.display(), "sweeping a publication that did not finish");
+                tracing::info!(path = %path.display(), "sweeping an unfinished publication");
                 fs::remove_dir_all(&path).map_err(at(&path))?;
             }
         }

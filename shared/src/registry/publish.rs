@@ -1,7 +1,8 @@
 //! Writing a generation: all of it or nothing, whatever happens on the way.
 //!
-//! Order: lock, sweep, write the three files under a temporary name, fsync each, fsync the directory, rename, fsync the
-//! registry. Publishing the same content again finds it and changes nothing.
+//! Order: lock, sweep, write the three files under a temporary name, fsync each, fsync the
+//! directory, rename, fsync the registry. Publishing the same content again finds it and changes
+//! nothing.
 //!
 //! Invariant: the rename is the only step that makes a generation's name exist.
 
@@ -96,8 +97,9 @@ pub struct Manifest {
 }
 
 impl Registry {
-    /// Publishes an adapter and returns its generation. The same content is published once: the manifest of the first
-    /// time stands. Errors: an adapter that engines would refuse, a damaged directory under the same name, I/O.
+    /// Publishes an adapter and returns its generation. The same content is published once: the
+    /// manifest of the first time stands. Errors: an adapter that engines would refuse, a damaged
+    /// directory under the same name, I/O.
     pub fn publish<'a>(
         &self,
         config: &AdapterConfig,
@@ -168,7 +170,8 @@ impl Registry {
     }
 }
 
-/// Copies a reader into a new file and fsyncs it; every block also goes to `seen`. Returns the bytes written.
+/// Copies a reader into a new file and fsyncs it; every block also goes to `seen`. Returns the
+/// bytes written.
 fn write_synced(path: &Path, source: &mut dyn Read, seen: &mut dyn FnMut(&[u8])) -> Result<u64> {
     let mut file = File::create_new(path).map_err(at(path))?;
     let mut block = vec![0u8; 1 << 20];

@@ -1,7 +1,8 @@
 //! The aliases in memory, for the hot path: one atomic load per request.
 //!
-//! A thread polls the alias files; [`AliasWatch::refresh`] reads them at once. A file that cannot be read leaves the last
-//! good state in place, because serving the generation of a moment ago is better than serving none.
+//! A thread polls the alias files; [`AliasWatch::refresh`] reads them at once. A file that cannot
+//! be read leaves the last good state in place, because serving the generation of a moment ago is
+//! better than serving none.
 //!
 //! Invariant: readers never wait and never see half of a move.
 
@@ -65,7 +66,8 @@ impl AliasWatch {
         current.get(alias).map_or_else(Generation::base, |state| state.generation.clone())
     }
 
-    /// Reads the aliases now; when this returns, readers see them. Error: they cannot be read, and nothing changed.
+    /// Reads the aliases now; when this returns, readers see them. Error: they cannot be read, and
+    /// nothing changed.
     pub fn refresh(&self) -> std::result::Result<Arc<AliasMap>, RegistryError> {
         self.shared.refresh()
     }

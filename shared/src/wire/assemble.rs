@@ -1,9 +1,11 @@
 //! Merging the deltas of a chat stream into complete messages.
 //!
-//! Text fields are concatenated in order of arrival; tool calls are merged by their index (or id, or position, where an
-//! engine omits the index); everything is kept apart by choice, so interleaved choices of n > 1 come out whole.
+//! Text fields are concatenated in order of arrival; tool calls are merged by their index (or id,
+//! or position, where an engine omits the index); everything is kept apart by choice, so
+//! interleaved choices of n > 1 come out whole.
 //!
-//! Invariant: memory grows with the bytes read only; indexes sent by an engine never size an allocation.
+//! Invariant: memory grows with the bytes read only; indexes sent by an engine never size an
+//! allocation.
 
 use std::collections::BTreeMap;
 
@@ -141,7 +143,8 @@ impl Partial {
     }
 }
 
-/// Text is appended (but for `role` and `name`, which engines repeat); anything else replaces what was there.
+/// Text is appended (but for `role` and `name`, which engines repeat); anything else replaces what
+/// was there.
 fn merge(into: &mut Map<String, Value>, key: &str, value: &Value) {
     match (into.get_mut(key), value) {
         (_, Value::Null) => {}

@@ -10,8 +10,8 @@ use super::WireError;
 /// Largest inflated body, bytes. A bomb stops here.
 pub const INFLATED_BYTES_MAX: u64 = 64 << 20;
 
-/// The body without its content coding. Codings listed with commas are undone last first. A body that was cut off is
-/// inflated as far as it goes.
+/// The body without its content coding. Codings listed with commas are undone last first. A body
+/// that was cut off is inflated as far as it goes.
 pub fn inflate<'a>(encoding: Option<&str>, body: &'a [u8]) -> Result<Cow<'a, [u8]>, WireError> {
     let mut plain = Cow::Borrowed(body);
     // Two codings never occur in practice; four is a generous bound on the work.
@@ -24,7 +24,8 @@ pub fn inflate<'a>(encoding: Option<&str>, body: &'a [u8]) -> Result<Cow<'a, [u8
         plain = match coding.to_ascii_lowercase().as_str() {
             "identity" => plain,
             "gzip" | "x-gzip" => read_all(flate2::read::MultiGzDecoder::new(plain.as_ref()))?,
-            // Servers send both the raw and the zlib form; the first byte of the latter is always 0x?8.
+            // Servers send both the raw and the zlib form; the first byte of the latter is always
+            // 0x?8.
             "deflate" if plain.first().is_some_and(|b| b & 0x0f == 8) => {
                 read_all(flate2::read::ZlibDecoder::new(plain.as_ref()))?
             }

@@ -1,8 +1,10 @@
 //! Reading request and response bodies: parse only, off the hot path.
 //!
-//! Why: the tap records bytes; ingest needs messages, choices and usage. Each protocol has its module ([`openai`]);
-//! the event-stream grammar ([`sse`]) and content codings ([`coding`]) are shared.
-//! Invariant: no input makes these parsers panic, loop for ever or hold more than a fixed multiple of the capped body.
+//! Why: the tap records bytes; ingest needs messages, choices and usage. Each protocol has its
+//! module ([`openai`]); the event-stream grammar ([`sse`]) and content codings ([`coding`]) are
+//! shared.
+//! Invariant: no input makes these parsers panic, loop for ever or hold more than a fixed multiple
+//! of the capped body.
 
 mod assemble;
 pub mod coding;
@@ -97,7 +99,8 @@ pub struct ResponseView {
     pub usage: Option<Usage>,
     /// The value of `error`, from an error body or from inside a stream.
     pub error: Option<Value>,
-    /// `adapter_generation`: `Some(base)` for a JSON null, `None` when the engine does not report it.
+    /// `adapter_generation`: `Some(base)` for a JSON null, `None` when the engine does not report
+    /// it.
     pub adapter_generation: Option<Generation>,
     /// Whether chunks of one stream named different generations: the turn must not be trained on.
     pub generation_conflict: bool,

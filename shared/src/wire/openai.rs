@@ -1,9 +1,10 @@
 //! OpenAI chat completions and legacy completions: requests, whole responses, streams.
 //!
-//! A legacy prompt becomes one user message and its text one assistant message, so that everything after this module knows
-//! conversations only.
+//! A legacy prompt becomes one user message and its text one assistant message, so that everything
+//! after this module knows conversations only.
 //!
-//! Invariant: what is not understood is kept (`params`, unknown message keys) or ignored, never an error by itself.
+//! Invariant: what is not understood is kept (`params`, unknown message keys) or ignored, never an
+//! error by itself.
 
 use serde_json::{Map, Value, json};
 
@@ -34,8 +35,8 @@ pub fn understands(path: &str) -> bool {
     shape_of(path).is_ok()
 }
 
-/// Reads a request body. A gzip or zstd body is recognised by its first bytes. Errors: a path that is not parsed, invalid
-/// JSON, no `messages` (or `prompt`).
+/// Reads a request body. A gzip or zstd body is recognised by its first bytes. Errors: a path that
+/// is not parsed, invalid JSON, no `messages` (or `prompt`).
 pub fn parse_request(path: &str, body: &[u8]) -> Result<RequestView, WireError> {
     const WHAT: &str = "request body";
     let shape = shape_of(path)?;
@@ -74,8 +75,9 @@ fn one_prompt(prompt: Value) -> Value {
     }
 }
 
-/// Reads a response body, chat or legacy, whole or a stream. Errors: an unknown or damaged content coding, invalid JSON
-/// in a whole response. A stream is never an error: what can be read of it is returned.
+/// Reads a response body, chat or legacy, whole or a stream. Errors: an unknown or damaged content
+/// coding, invalid JSON in a whole response. A stream is never an error: what can be read of it is
+/// returned.
 pub fn parse_response(
     content_type: Option<&str>,
     content_encoding: Option<&str>,
@@ -145,7 +147,8 @@ fn parse_stream(body: &[u8]) -> ResponseView {
     finish(view)
 }
 
-/// What a whole response and every chunk have in common. The first id, model and generation stand, the last usage.
+/// What a whole response and every chunk have in common. The first id, model and generation stand,
+/// the last usage.
 fn take_common(view: &mut ResponseView, object: &Value) {
     let text = |key: &str| object.get(key).and_then(Value::as_str).map(str::to_owned);
     view.id = view.id.take().or_else(|| text("id"));
@@ -157,7 +160,8 @@ fn take_common(view: &mut ResponseView, object: &Value) {
     let generation = match object.get("adapter_generation") {
         None => None,
         Some(Value::Null) => Some(Generation::base()),
-        // A name that cannot be a generation is not evidence of one: the turn's provenance stays unknown.
+        // A name that cannot be a generation is not evidence of one: the turn's provenance stays
+        // unknown.
         Some(value) => value.as_str().and_then(|text| Generation::parse(text).ok()),
     };
     match (&view.adapter_generation, generation) {

@@ -1,8 +1,8 @@
 //! The event-stream grammar (WHATWG HTML §9.2), incremental.
 //!
-//! Lines end in LF, CR or CRLF; `data` lines of one event are joined by LF; comments and unknown fields are ignored; a BOM
-//! may lead. An event that the stream ends in the middle of is handed out all the same, because engines forget the last
-//! blank line; its data may be incomplete.
+//! Lines end in LF, CR or CRLF; `data` lines of one event are joined by LF; comments and unknown
+//! fields are ignored; a BOM may lead. An event that the stream ends in the middle of is handed out
+//! all the same, because engines forget the last blank line; its data may be incomplete.
 //!
 //! Invariant: the events do not depend on how the bytes are cut into chunks.
 
