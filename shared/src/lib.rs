@@ -17,6 +17,7 @@
 pub mod clock;
 pub mod data_dir;
 pub mod link;
+mod pack;
 pub mod policy;
 pub mod registry;
 pub mod secret;

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 use uuid::Uuid;
 
 use super::PAYLOAD_BYTES_MAX;
+use crate::pack;
 use crate::turn::{Record, TurnId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"HNE1");
@@ -22,7 +23,6 @@ const CRC_AT: usize = 26;
 pub(super) const HEADER_BYTES: usize = 30;
 const ZSTD: u8 = 1;
 const ZSTD_ABOVE_BYTES: usize = 1024;
-const ZSTD_LEVEL: i32 = 1;
 
 /// What lies at an offset of a segment.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
     let payload = record.encode();
     let payload =
         if payload.len() > PAYLOAD_BYTES_MAX { cut(record, payload.len()) } else { payload };
-    let packed = pack(&payload);
+    let packed = compress(&payload);
     let (flags, payload) = packed.as_ref().map_or((0, &payload), |packed| (ZSTD, packed));
     let start = out.len();
     out.extend_from_slice(&MAGIC.to_le_bytes());
@@ -77,11 +77,11 @@ fn cut(record: &Record, payload_len: usize) -> Vec<u8> {
     record.encode()
 }
 
-fn pack(payload: &[u8]) -> Option<Vec<u8>> {
+fn compress(payload: &[u8]) -> Option<Vec<u8>> {
     if payload.len() <= ZSTD_ABOVE_BYTES {
         return None;
     }
-    let packed = zstd::bulk::compress(payload, ZSTD_LEVEL).ok()?;
+    let packed = pack::pack(payload)?;
     let mut out = Vec::with_capacity(4 + packed.len());
     out.extend_from_slice(&u32::try_from(payload.len()).ok()?.to_le_bytes());
     out.extend_from_slice(&packed);
@@ -94,7 +94,7 @@ fn unpack(payload: &[u8]) -> Option<Vec<u8>> {
     if len > PAYLOAD_BYTES_MAX {
         return None;
     }
-    zstd::bulk::decompress(packed, len).ok().filter(|raw| raw.len() == len)
+    pack::unpack(packed, len)
 }
 
 fn checksum(header: &[u8], payload: &[u8]) -> u32 {

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value;
 
 use super::{Result, StoreError, parse_json};
+use crate::pack as zstd;
 
 /// Key of a body or node: a truncated BLAKE3.
 pub(super) type Key = [u8; 16];
@@ -124,7 +125,7 @@ pub(super) fn get_chain(conn: &Connection, last: Option<i64>) -> Result<Vec<Valu
 
 fn pack(bytes: &[u8]) -> Vec<u8> {
     if bytes.len() > ZSTD_ABOVE_BYTES
-        && let (Ok(packed), Ok(len)) = (zstd::bulk::compress(bytes, 1), u32::try_from(bytes.len()))
+        && let (Some(packed), Ok(len)) = (zstd::pack(bytes), u32::try_from(bytes.len()))
         && packed.len() + 4 < bytes.len()
     {
         return [&[ZSTD][..], &len.to_le_bytes(), &packed].concat();
@@ -142,7 +143,7 @@ fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
             if len > BODY_BYTES_MAX {
                 return Err(bad("too long"));
             }
-            zstd::bulk::decompress(packed, len).map_err(|error| bad(&error.to_string()))
+            zstd::unpack(packed, len).ok_or_else(|| bad("damaged"))
         }
         _ => Err(bad("unknown codec")),
     }
