@@ -1,9 +1,8 @@
 //! The trainer's arithmetic: score tokens, differentiate a loss, draw replies.
 //!
 //! [`Compute`] is the seam; [`CpuCompute`] implements it with a hand-written forward and backward
-//! pass on raw `f32` buffers, optionally with bf16 matrix products (about twice the speed of a
-//! general autograd at a third of the memory). Only the LoRA adapter gets gradients; through
-//! frozen weights only the activations' gradient is computed.
+//! pass on raw `f32` buffers, optionally with bf16 matrix products. Only the LoRA adapter gets
+//! gradients; through frozen weights only the activations' gradient is computed.
 //!
 //! Invariant: results depend on the inputs and the seed, not on the number of threads, the order
 //! of the sequences (beyond rounding) or what else is in the batch.
