@@ -74,7 +74,7 @@ impl ProxyAdmin {
 
     /// Asks the proxy to re-read aliases now; says in the log if that did not work.
     pub async fn refresh(&self) -> bool {
-        let Some(url) = self.url.clone().or_else(|| self.from_run_file()) else { return false };
+        let Some(url) = self.url.clone().or_else(|| self.run_file_url()) else { return false };
         let Ok(token) = self.data.admin_token() else { return false };
         let url = format!("{}/v1/refresh", url.trim_end_matches('/'));
         let sent = self.http.post(url).bearer_auth(token).send().await;
@@ -86,7 +86,7 @@ impl ProxyAdmin {
         false
     }
 
-    fn from_run_file(&self) -> Option<String> {
+    fn run_file_url(&self) -> Option<String> {
         let address = RunFile::read(&self.data, "proxy").ok().flatten()?.admin_address?;
         Some(if address.contains("://") { address } else { format!("http://{address}") })
     }
@@ -144,8 +144,7 @@ pub async fn promote(
         return Err(PublishError::MovedMeanwhile { alias: step.alias.clone(), began, found });
     }
     load(to, candidate).await?;
-    let state =
-        to.registry.move_alias(&step.alias, &step.incumbent, candidate, &step.reason)?;
+    let state = to.registry.move_alias(&step.alias, &step.incumbent, candidate, &step.reason)?;
     to.proxy.refresh().await;
     unload_old(to).await;
     Ok(state)

@@ -185,8 +185,8 @@ fn a_finished_round_leaves_only_its_metrics() {
 
 /// Kernels that take their time, so that a process can be killed between two updates.
 fn slow_kernels() -> Kernels {
-    use crate::compute::{Compute, ComputeError, CpuCompute, Gradient, Rollout, SampleParams};
     use crate::compute::Sequence;
+    use crate::compute::{Compute, ComputeError, CpuCompute, Gradient, Rollout, SampleParams};
     use hone_model::lora::Lora;
     struct Slow(CpuCompute);
     impl Compute for Slow {

@@ -281,3 +281,7 @@ pub async fn rollback(
     let of = Publisher { registry: &registry, driver: &driver, proxy: &proxy };
     Ok(publish::rollback(&of, alias, to, reason).await?)
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

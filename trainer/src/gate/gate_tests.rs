@@ -20,12 +20,7 @@ fn good() -> (Signal, Neutral) {
 }
 
 fn strict() -> GatePolicy {
-    GatePolicy {
-        neutral_kl_max: 0.5,
-        repetition_max: 0.35,
-        ended_share_min: 0.5,
-        ..gate_policy()
-    }
+    GatePolicy { neutral_kl_max: 0.5, repetition_max: 0.35, ended_share_min: 0.5, ..gate_policy() }
 }
 
 #[test]

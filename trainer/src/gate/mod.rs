@@ -103,8 +103,14 @@ pub fn examine(compute: &mut dyn Compute, renderer: &Renderer, case: &Case<'_>) 
     };
     let replies = case.gate.replies.max(1);
     let measured = signal::measure(compute, &contest, case.holdout).and_then(|signal| {
-        let neutral =
-            neutral::measure(compute, case.candidate, case.incumbent, &prompts, replies, &params(1));
+        let neutral = neutral::measure(
+            compute,
+            case.candidate,
+            case.incumbent,
+            &prompts,
+            replies,
+            &params(1),
+        );
         Ok((signal, neutral?))
     });
     match measured {

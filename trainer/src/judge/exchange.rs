@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn equal_calls_have_equal_text_whatever_the_order_of_their_keys() {
-        let a = json!({"tool_calls": [{"function": {"name": "f", "arguments": "{\"a\":1,\"b\":2}"}}]});
+        let a =
+            json!({"tool_calls": [{"function": {"name": "f", "arguments": "{\"a\":1,\"b\":2}"}}]});
         let b = json!({"tool_calls": [{"function": {"name": "f", "arguments": "{ \"b\": 2, \"a\": 1 }"}}]});
         assert_eq!(calls_of(&a), calls_of(&b));
     }

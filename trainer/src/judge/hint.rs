@@ -81,8 +81,12 @@ mod tests {
 
     #[test]
     fn at_most_three_are_kept_shortest_first() {
-        let all = ["Write three words less now.", "Use plain words.", "Never use any bold text.",
-            "Do not use numbered lists at all, please."];
+        let all = [
+            "Write three words less now.",
+            "Use plain words.",
+            "Never use any bold text.",
+            "Do not use numbered lists at all, please.",
+        ];
         let got = kept(&all, "");
         assert_eq!(got.len(), 3);
         assert_eq!(got[0], "Use plain words.");

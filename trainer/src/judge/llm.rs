@@ -81,7 +81,8 @@ impl LlmClient {
         let body = read(response).await?;
         let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
         let model = parsed["data"][0]["id"].as_str().map(str::to_owned);
-        let model = model.ok_or_else(|| format!("{endpoint}: HTTP {status} and no model listed"))?;
+        let model =
+            model.ok_or_else(|| format!("{endpoint}: HTTP {status} and no model listed"))?;
         self.models.insert(endpoint, model.clone());
         Ok(model)
     }

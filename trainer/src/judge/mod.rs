@@ -128,7 +128,7 @@ impl Judge {
         let Some(seen) = Exchange::of(&item, choice) else {
             let missing = rules::shorten("the answer that was continued is not stored", 120);
             let row = self.row(&item, &policy, 0, "rule:no_answer", missing, json!([]), vec![]);
-            return Ok(Settled::Verdict(row));
+            return Ok(Settled::Verdict(Box::new(row)));
         };
         let rule = rules::judge(&policy.rules, &seen);
         let wants_hint = policy.hint.mode == HintMode::Llm && policy.llm.enabled;
@@ -136,14 +136,14 @@ impl Judge {
             Some(rule) if rule.correction.is_some() && wants_hint => {
                 Ok(Settled::Ask(Box::new(Question { item, seen, policy, rule: Some(rule) })))
             }
-            Some(rule) => Ok(Settled::Verdict(self.ruled(&item, &policy, &seen, &rule))),
+            Some(rule) => Ok(Settled::Verdict(Box::new(self.ruled(&item, &policy, &seen, &rule)))),
             None if policy.llm.enabled => {
                 Ok(Settled::Ask(Box::new(Question { item, seen, policy, rule: None })))
             }
             None => {
                 let reason = "no rule applies and the model judge is off".to_owned();
                 let row = self.row(&item, &policy, 0, "rule:none", reason, json!([]), vec![]);
-                Ok(Settled::Verdict(row))
+                Ok(Settled::Verdict(Box::new(row)))
             }
         }
     }
@@ -276,7 +276,7 @@ impl Judge {
 
 /// What the rules could do about a turn.
 enum Settled {
-    Verdict(VerdictRow),
+    Verdict(Box<VerdictRow>),
     Ask(Box<Question>),
     Leave,
 }

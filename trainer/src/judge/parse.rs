@@ -34,7 +34,8 @@ const REASON_CHARS_MAX: usize = 300;
 pub fn vote(text: &str) -> Result<Vote, String> {
     let text = after_thinking(text).trim();
     let body = unfence(text).trim();
-    let raw: Raw = serde_json::from_str(body).map_err(|e| format!("not the JSON asked for: {e}"))?;
+    let raw: Raw =
+        serde_json::from_str(body).map_err(|e| format!("not the JSON asked for: {e}"))?;
     if !(-1..=1).contains(&raw.verdict) {
         return Err(format!("verdict {} is not -1, 0 or 1", raw.verdict));
     }
@@ -101,10 +102,18 @@ mod tests {
 
     #[test]
     fn anything_else_is_no_vote() {
-        for text in ["", "1", "\\boxed{1}", "The verdict is 1.", r#"{"verdict": 2}"#,
-            r#"{"verdict": "1"}"#, r#"{"verdict": 1} and more"#, r#"{"reason": "x"}"#,
-            r#"{"verdict": 1} {"verdict": -1}"#, r#"{"verdict": 0.5}"#]
-        {
+        for text in [
+            "",
+            "1",
+            "\\boxed{1}",
+            "The verdict is 1.",
+            r#"{"verdict": 2}"#,
+            r#"{"verdict": "1"}"#,
+            r#"{"verdict": 1} and more"#,
+            r#"{"reason": "x"}"#,
+            r#"{"verdict": 1} {"verdict": -1}"#,
+            r#"{"verdict": 0.5}"#,
+        ] {
             assert!(vote(text).is_err(), "{text}");
         }
     }

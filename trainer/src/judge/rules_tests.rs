@@ -62,9 +62,13 @@ fn a_tool_error_is_negative_even_among_good_results() {
 
 #[test]
 fn only_exit_codes_other_than_zero_are_negative() {
-    for text in ["exit code: 1", "Process exited with code 127", r#"{"exit_code": 2}"#,
-        "exit status 3", "exit code -9"]
-    {
+    for text in [
+        "exit code: 1",
+        "Process exited with code 127",
+        r#"{"exit_code": 2}"#,
+        "exit status 3",
+        "exit code -9",
+    ] {
         let found = found(&tool(text)).map(|v| (v.verdict, v.rule));
         assert_eq!(found, Some((-1, "exit_code")), "{text}");
     }

@@ -94,9 +94,8 @@ pub fn draw(
     work: &WorkDir,
 ) -> Result<Batch, RoundError> {
     let pool = shop.store.trainable(&row.route, POOL_MAX)?;
-    let has_generation = |generation: &Generation| {
-        generation.is_base() || shop.registry.get(generation).is_ok()
-    };
+    let has_generation =
+        |generation: &Generation| generation.is_base() || shop.registry.get(generation).is_ok();
     let sampler = Sampler {
         renderer: &shop.renderer,
         round: &ground.route.round,
@@ -148,12 +147,7 @@ pub fn plan(shop: &Workshop, ground: &Ground, batch: &Batch) -> Result<Plan, Rou
 }
 
 /// Provenance of the candidate.
-pub fn manifest(
-    shop: &Workshop,
-    row: &RoundRow,
-    ground: &Ground,
-    batch: &Batch,
-) -> ManifestDraft {
+pub fn manifest(shop: &Workshop, row: &RoundRow, ground: &Ground, batch: &Batch) -> ManifestDraft {
     let warm = ground.route.train.warm_start;
     ManifestDraft {
         base_model_hash: shop.base_hash.clone(),
@@ -218,11 +212,7 @@ pub fn finish(
 }
 
 /// Records a round that cannot be carried on through no fault of its samples: they are free again.
-pub fn abandon(
-    shop: &mut Workshop,
-    row: &mut RoundRow,
-    reason: String,
-) -> Result<End, RoundError> {
+pub fn abandon(shop: &mut Workshop, row: &mut RoundRow, reason: String) -> Result<End, RoundError> {
     finish(shop, row, RoundState::Abandoned, reason)
 }
 

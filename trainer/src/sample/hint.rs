@@ -12,8 +12,18 @@ use serde_json::{Value, json};
 const REMAINDER_CHARS_MIN: usize = 10;
 /// How a sentence begins that speaks about the reply…
 const ABOUT_THE_REPLY: [&str; 12] = [
-    "that is ", "that's ", "that was ", "this is ", "this was ", "it is ", "it's ", "it was ",
-    "your answer is ", "your answer was ", "your reply is ", "your reply was ",
+    "that is ",
+    "that's ",
+    "that was ",
+    "this is ",
+    "this was ",
+    "it is ",
+    "it's ",
+    "it was ",
+    "your answer is ",
+    "your answer was ",
+    "your reply is ",
+    "your reply was ",
 ];
 /// …and whole sentences that say nothing else.
 const EXCLAMATIONS: [&str; 8] =
@@ -51,7 +61,8 @@ fn is_judgement(sentence: &str) -> bool {
     let lower = sentence.to_lowercase();
     let bare = lower.trim_matches(|c: char| !c.is_alphanumeric());
     EXCLAMATIONS.contains(&bare)
-        || ABOUT_THE_REPLY.iter().any(|start| lower.starts_with(start)) && !lower.contains(" should")
+        || ABOUT_THE_REPLY.iter().any(|start| lower.starts_with(start))
+            && !lower.contains(" should")
 }
 
 /// Splits after `.`, `!` or `?` followed by white space.

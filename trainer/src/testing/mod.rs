@@ -7,6 +7,7 @@ mod insert;
 pub mod lab;
 pub mod peers;
 
+use hone_shared::data_dir::DataDir;
 use hone_shared::policy::{GatePolicy, JudgePolicy, PolicySet, RoutePolicy, TrainPolicy};
 
 const GATE: &str = r#"
@@ -60,20 +61,33 @@ temperature = 1.0
 threads = 1
 "#;
 
-/// One route `chat`; `edits` replace words of the files, such as `("MODE", "shadow")`.
-pub fn policies(edits: &[(&str, &str)]) -> PolicySet {
+/// The three files; `edits` replace words of them, such as `("MODE", "shadow")`.
+fn files(edits: &[(&str, &str)]) -> [(&'static str, String); 3] {
     let defaults = [("MODE", "learn"), ("LLM", "false"), ("HINT", "verbatim")];
     let edit = |text: &str| {
         let edited = edits.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to));
         defaults.iter().fold(edited, |text, (from, to)| text.replace(from, to))
     };
-    let (route, judge, gate) = (edit(ROUTE), edit(JUDGE), edit(GATE));
-    let files = [
-        ("routes/chat.toml", route.as_str()),
-        ("judges/chat.toml", judge.as_str()),
-        ("gates/chat.toml", gate.as_str()),
-    ];
-    PolicySet::from_files(files).unwrap()
+    [
+        ("routes/chat.toml", edit(ROUTE)),
+        ("judges/chat.toml", edit(JUDGE)),
+        ("gates/chat.toml", edit(GATE)),
+    ]
+}
+
+/// One route `chat`, with its judge and gate.
+pub fn policies(edits: &[(&str, &str)]) -> PolicySet {
+    let files = files(edits);
+    PolicySet::from_files(files.iter().map(|(path, text)| (*path, text.as_str()))).unwrap()
+}
+
+/// The same, as files of a data directory.
+pub fn write_policies(data: &DataDir, edits: &[(&str, &str)]) {
+    for (path, text) in files(edits) {
+        let path = data.policies_dir().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
 }
 
 /// The tests' route.

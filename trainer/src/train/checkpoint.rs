@@ -62,7 +62,8 @@ impl Checkpoint {
         ];
         let tensors = parts.iter().flat_map(|(part, lora)| {
             let tensors = lora.tensors().enumerate();
-            tensors.map(move |(i, values)| (format!("{part}.{i:04}"), Floats(values, [values.len()])))
+            tensors
+                .map(move |(i, values)| (format!("{part}.{i:04}"), Floats(values, [values.len()])))
         });
         serialize_to_file(tensors.collect::<Vec<_>>(), Some(meta), path)?;
         Ok(())

@@ -62,10 +62,7 @@ fn anchor_rewarded(
 }
 
 /// The adapter that produced a live reply; `None` for the base.
-fn served_by<'a>(
-    plan: &'a Plan,
-    generation: &Generation,
-) -> Result<Option<&'a Lora>, TrainError> {
+fn served_by<'a>(plan: &'a Plan, generation: &Generation) -> Result<Option<&'a Lora>, TrainError> {
     if generation.is_base() {
         return Ok(None);
     }
