@@ -99,8 +99,12 @@ impl Parts {
             Arc::new(Watches::start(&cfg.data, Duration::from_millis(cfg.limits.watch_ms))?);
         let spool = Spool::start(SpoolConfig::new(cfg.data.spool_dir()))
             .map_err(|error| ProxyError::Spool(error.to_string()))?;
-        let ingest = Ingest::start(IngestConfig::new(&cfg.data, secret, spool.follower()))
-            .map_err(|error| ProxyError::Ingest(error.to_string()))?;
+        let ingest = IngestConfig {
+            drain_ms_max: cfg.limits.ingest_drain_ms,
+            ..IngestConfig::new(&cfg.data, secret)
+        };
+        let ingest =
+            Ingest::start(ingest).map_err(|error| ProxyError::Ingest(error.to_string()))?;
         let recorder = Recorder::new(spool, cfg.limits.capture_bytes_max);
         let (ingest, counters) = (Arc::new(ingest), Arc::new(Counters::default()));
         Ok(Self { watches, recorder, ingest, counters, secret, token })

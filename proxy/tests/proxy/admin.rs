@@ -36,7 +36,7 @@ async fn the_metrics_balance_and_name_the_serving_generation() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "learn").await;
     for _ in 0..5 {
-        ask(proxy.address, &post("/v1/b/json", "", &chat("a", false))).await;
+        ask(proxy.address, &post("/v1/json/chat/completions", "", &chat("a", false))).await;
     }
     proxy.settled(5).await;
     let page = proxy.admin_get("/metrics").await.text();
@@ -75,5 +75,5 @@ async fn a_refresh_takes_good_policies_and_refuses_bad_ones_by_name() {
     let status = proxy.status().await;
     assert_eq!(status["routes"][0]["mode"], "observe", "the last good policies stay");
     assert_eq!(status["policy_problem"], problem.as_str());
-    assert_eq!(ask(proxy.address, &post("/v1/b/json", "", b"{}")).await.status, 200);
+    assert_eq!(ask(proxy.address, &post("/v1/json/chat/completions", "", b"{}")).await.status, 200);
 }

@@ -20,7 +20,8 @@ async fn issue_935_an_empty_end_stream_frame_leaves_no_stray_bytes() {
     tokio::spawn(connection);
     for _ in 0..3 {
         std::future::poll_fn(|cx| send.poll_ready(cx)).await.unwrap();
-        let request = Request::post("http://engine.test/v1/b/json").body(()).unwrap();
+        let request =
+            Request::post("http://engine.test/v1/json/chat/completions").body(()).unwrap();
         let (response, mut body) = send.send_request(request, false).unwrap();
         body.send_data(Bytes::from_static(b"hello"), false).unwrap();
         tokio::time::sleep(Duration::from_millis(30)).await;
@@ -40,7 +41,7 @@ async fn a_post_on_a_pooled_connection_that_the_engine_just_closed_is_sent_again
     for size in [2, 60_000] {
         for at in 0..6 {
             let body = vec![b'a' + at; size];
-            let response = ask(proxy.address, &post("/v1/b/once", "", &body)).await;
+            let response = ask(proxy.address, &post("/v1/once/chat/completions", "", &body)).await;
             assert_eq!(response.status, 200, "size {size}, request {at}");
             assert_eq!(origin.seen().pop().unwrap().body, body, "the whole body, again");
         }
@@ -57,12 +58,17 @@ async fn bodies_that_cannot_be_replayed_get_a_connection_of_their_own() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
     for _ in 0..3 {
-        assert_eq!(ask(proxy.address, &post("/v1/b/once", "", b"small")).await.status, 200);
         assert_eq!(
-            ask(proxy.address, &post("/v1/b/once", "", &vec![b'x'; 200_000])).await.status,
+            ask(proxy.address, &post("/v1/once/chat/completions", "", b"small")).await.status,
             200
         );
-        let chunked = "POST /v1/b/once HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        assert_eq!(
+            ask(proxy.address, &post("/v1/once/chat/completions", "", &vec![b'x'; 200_000]))
+                .await
+                .status,
+            200
+        );
+        let chunked = "POST /v1/once/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
         assert_eq!(ask(proxy.address, chunked.as_bytes()).await.status, 200);
     }
     let mut connections: Vec<u64> = origin.seen().iter().map(|seen| seen.connection).collect();
@@ -76,7 +82,7 @@ async fn idle_engine_connections_are_given_up_well_before_the_engine_does() {
     let origin = Origin::start().await;
     let proxy = Proxy::with(origin.address, "off", |cfg| cfg.limits.upstream_idle_ms = 200).await;
     for _ in 0..2 {
-        ask(proxy.address, &post("/v1/b/json", "", b"{}")).await;
+        ask(proxy.address, &post("/v1/json/chat/completions", "", b"{}")).await;
         tokio::time::sleep(Duration::from_millis(600)).await;
     }
     let seen = origin.seen();
@@ -112,9 +118,10 @@ async fn no_query_and_no_credential_is_ever_logged() {
     drop(listener);
     let proxy = Proxy::start(address, "observe").await;
     let headers = "Authorization: Bearer hush-hush\r\nCookie: hush-hush\r\n";
-    let request = post("/v1/b/logged?key=hush-hush", headers, &chat("hush-hush", false));
+    let request =
+        post("/v1/logged/chat/completions?key=hush-hush", headers, &chat("hush-hush", false));
     assert_eq!(ask(proxy.address, &request).await.status, 502);
     let logged = logged().lock().unwrap().clone();
-    assert!(logged.contains("/v1/b/logged"), "the failure is logged: {logged}");
+    assert!(logged.contains("/v1/logged/chat/completions"), "the failure is logged: {logged}");
     assert!(!logged.contains("hush-hush"), "{logged}");
 }

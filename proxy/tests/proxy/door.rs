@@ -35,7 +35,7 @@ async fn hones_own_headers_from_a_client_go_no_further() {
     let proxy = Proxy::start(origin.address, "learn").await;
     let forged =
         "X-Hone-Generation: forged\r\nx-hone-anything: 1\r\nConnection: x-hone-generation\r\n";
-    ask(proxy.address, &post("/v1/b/json", forged, b"{}")).await;
+    ask(proxy.address, &post("/v1/json/chat/completions", forged, b"{}")).await;
     let seen = origin.seen().pop().unwrap();
     assert_eq!(seen.headers["x-hone-generation"], "base", "the proxy's own word");
     assert!(!seen.headers.contains_key("x-hone-anything"));
@@ -45,8 +45,12 @@ async fn hones_own_headers_from_a_client_go_no_further() {
 async fn a_client_can_opt_out_of_learning() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "learn").await;
-    ask(proxy.address, &post("/v1/b/json", "x-hone-learn: off\r\n", &chat("a", false))).await;
-    ask(proxy.address, &post("/v1/b/json", "", &chat("b", false))).await;
+    ask(
+        proxy.address,
+        &post("/v1/json/chat/completions", "x-hone-learn: off\r\n", &chat("a", false)),
+    )
+    .await;
+    ask(proxy.address, &post("/v1/json/chat/completions", "", &chat("b", false))).await;
     let seen = origin.seen();
     assert!(seen[0].headers.keys().all(|name| !name.starts_with("x-hone-")));
     assert_eq!(proxy.settled(1).await["stored"], 1);
@@ -57,7 +61,7 @@ async fn a_client_can_opt_out_of_learning() {
 async fn mode_off_passes_everything_and_stores_nothing() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "off").await;
-    for target in ["/v1/b/json", "/v1/b/burst", "/elsewhere"] {
+    for target in ["/v1/json/chat/completions", "/v1/burst/chat/completions", "/elsewhere"] {
         assert_eq!(ask(proxy.address, &post(target, "", &chat("a", true))).await.status, 200);
     }
     assert!(origin.seen().iter().all(|s| !s.headers.contains_key("x-hone-generation")));
@@ -70,15 +74,21 @@ async fn a_body_over_the_cap_is_refused_by_its_length_or_when_it_gets_there() {
     let origin = Origin::start().await;
     let proxy =
         Proxy::with(origin.address, "observe", |cfg| cfg.limits.request_bytes_max = 100_000).await;
-    let response = ask(proxy.address, &post("/v1/b/json", "", &vec![b'x'; 100_001])).await;
+    let response =
+        ask(proxy.address, &post("/v1/json/chat/completions", "", &vec![b'x'; 100_001])).await;
     assert_eq!(
         (response.status, &response.json()["error"]["code"]),
         (413, &"request_too_large".into())
     );
-    assert_eq!(ask(proxy.address, &post("/v1/b/json", "", &vec![b'x'; 100_000])).await.status, 200);
+    assert_eq!(
+        ask(proxy.address, &post("/v1/json/chat/completions", "", &vec![b'x'; 100_000]))
+            .await
+            .status,
+        200
+    );
 
     let mut client = Client::connect(proxy.address).await;
-    client.send(b"POST /v1/b/json HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    client.send(b"POST /v1/json/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     let chunk = [b"8000\r\n".as_slice(), &vec![b'y'; 0x8000], b"\r\n"].concat();
     for _ in 0..4 {
         client.send(&chunk).await;
@@ -93,13 +103,24 @@ async fn a_body_over_the_cap_is_refused_by_its_length_or_when_it_gets_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_still_sending_when_it_is_refused_reads_the_answer() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::with(origin.address, "off", |cfg| cfg.limits.request_bytes_max = 1000).await;
+    let request = post("/v1/json/chat/completions", "", &vec![b'x'; 12 << 20]);
+    assert_eq!(ask(proxy.address, &request).await.status, 413);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn credentials_reach_the_engine_and_are_nowhere_on_disk() {
     let origin = Origin::start().await;
     let mut proxy = Proxy::start(origin.address, "observe").await;
     let secrets = "Authorization: Bearer sk-very-secret\r\nCookie: s=sk-very-secret\r\nx-api-key: sk-very-secret\r\n";
     for headers in [secrets, "", secrets] {
-        ask(proxy.address, &post("/v1/b/json?key=sk-very-secret", headers, &chat("hello", false)))
-            .await;
+        ask(
+            proxy.address,
+            &post("/v1/json/chat/completions?key=sk-very-secret", headers, &chat("hello", false)),
+        )
+        .await;
     }
     assert_eq!(origin.seen()[0].headers["authorization"], "Bearer sk-very-secret");
     proxy.settled(3).await;

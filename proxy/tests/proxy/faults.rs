@@ -14,7 +14,7 @@ async fn an_engine_that_is_down_is_a_502_that_says_what_to_do_and_serving_goes_o
     let address = listener.local_addr().unwrap();
     drop(listener);
     let proxy = Proxy::start(address, "observe").await;
-    let request = post("/v1/b/json", "", &chat("hello", false));
+    let request = post("/v1/json/chat/completions", "", &chat("hello", false));
     let response = ask(proxy.address, &request).await;
     assert_eq!(response.status, 502);
     assert_eq!(response.headers["content-type"], "application/json");
@@ -43,7 +43,8 @@ async fn an_engine_that_hangs_is_a_504() {
     let origin = Origin::start().await;
     let proxy =
         Proxy::with(origin.address, "observe", |cfg| cfg.limits.upstream_read_ms = 200).await;
-    let response = ask(proxy.address, &post("/v1/b/hang", "", &chat("hello", false))).await;
+    let response =
+        ask(proxy.address, &post("/v1/hang/chat/completions", "", &chat("hello", false))).await;
     assert_eq!(response.status, 504);
     assert_eq!(response.json()["error"]["code"], "engine_timeout");
     proxy.settled(1).await;
@@ -56,7 +57,8 @@ async fn an_engine_that_hangs_is_a_504() {
 async fn a_slow_first_token_is_waited_for() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
-    let response = ask(proxy.address, &post("/v1/b/slow?ms=1500", "", &chat("a", false))).await;
+    let response =
+        ask(proxy.address, &post("/v1/slow/chat/completions?ms=1500", "", &chat("a", false))).await;
     assert_eq!((response.status, response.text().as_str()), (200, "{\"slow\":true}"));
 }
 
@@ -64,7 +66,8 @@ async fn a_slow_first_token_is_waited_for() {
 async fn an_engine_that_dies_mid_stream_ends_the_stream_visibly_and_the_partial_text_is_kept() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
-    let response = ask(proxy.address, &post("/v1/b/die", "", &chat("a", true))).await;
+    let response =
+        ask(proxy.address, &post("/v1/die/chat/completions", "", &chat("a", true))).await;
     assert_eq!(response.status, 200);
     assert!(!response.whole, "the client must see that the stream is not complete");
     assert!(response.text().starts_with(&event(0)));
@@ -79,7 +82,7 @@ async fn a_client_that_goes_away_ends_the_generation_and_its_turn() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
     let mut client = Client::connect(proxy.address).await;
-    client.send(&post("/v1/b/paced?n=5000&ms=10", "", &chat("a", true))).await;
+    client.send(&post("/v1/paced/chat/completions?n=5000&ms=10", "", &chat("a", true))).await;
     client.until("w3 ").await;
     drop(client);
     eventually("the engine's stream is cut", || origin.closed_early() == 1).await;
@@ -95,7 +98,7 @@ async fn a_client_that_stops_reading_does_not_hold_the_engine_for_ever() {
     let proxy =
         Proxy::with(origin.address, "observe", |cfg| cfg.limits.client_write_ms = 300).await;
     let mut client = Client::connect(proxy.address).await;
-    client.send(&post("/v1/b/flood?n=67108864", "", &chat("a", false))).await;
+    client.send(&post("/v1/flood/chat/completions?n=67108864", "", &chat("a", false))).await;
     client.until("HTTP/1.1 200").await;
     eventually("the engine's stream is cut", || origin.closed_early() == 1).await;
     proxy.settled(1).await;
@@ -107,7 +110,8 @@ async fn an_early_answer_of_the_engine_is_relayed_before_the_body_is_read() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
     let mut client = Client::connect(proxy.address).await;
-    let head = "POST /v1/b/early HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n";
+    let head =
+        "POST /v1/early/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n";
     client.send(head.as_bytes()).await;
     let response = tokio::time::timeout(Duration::from_secs(10), client.response()).await.unwrap();
     assert_eq!((response.status, response.text().as_str()), (401, "{\"error\":\"no\"}"));
@@ -127,5 +131,5 @@ async fn malformed_requests_are_refused_and_leave_nothing() {
         assert!(matches!(response.status, 0 | 400), "{}", response.status);
     }
     assert!(origin.seen().is_empty());
-    assert_eq!(ask(proxy.address, &post("/v1/b/json", "", b"{}")).await.status, 200);
+    assert_eq!(ask(proxy.address, &post("/v1/json/chat/completions", "", b"{}")).await.status, 200);
 }

@@ -16,7 +16,7 @@ async fn an_idle_proxy_stops_at_once_however_long_its_grace() {
     let origin = Origin::start().await;
     let mut proxy = Proxy::with(origin.address, "observe", |cfg| cfg.grace_ms = 600_000).await;
     let mut idle = Client::connect(proxy.address).await;
-    idle.send(&post("/v1/b/json", "", &chat("a", false))).await;
+    idle.send(&post("/v1/json/chat/completions", "", &chat("a", false))).await;
     assert!(idle.response().await.whole);
     let silent = Client::connect(proxy.address).await;
     let took = proxy.join().await;
@@ -32,7 +32,7 @@ async fn a_shutdown_finishes_the_stream_in_flight_and_stores_its_turn() {
     let origin = Origin::start().await;
     let mut proxy = Proxy::start(origin.address, "observe").await;
     let mut client = Client::connect(proxy.address).await;
-    client.send(&post("/v1/b/paced?n=100&ms=10", "", &chat("a", true))).await;
+    client.send(&post("/v1/paced/chat/completions?n=100&ms=10", "", &chat("a", true))).await;
     client.until("w2 ").await;
     proxy.stop();
     let not_ready = || std::net::TcpStream::connect(proxy.address).is_err();
@@ -51,7 +51,7 @@ async fn a_stream_longer_than_the_grace_is_cut_and_what_it_said_is_kept() {
     let origin = Origin::start().await;
     let mut proxy = Proxy::with(origin.address, "observe", |cfg| cfg.grace_ms = 200).await;
     let mut client = Client::connect(proxy.address).await;
-    client.send(&post("/v1/b/paced?n=100000&ms=10", "", &chat("a", true))).await;
+    client.send(&post("/v1/paced/chat/completions?n=100000&ms=10", "", &chat("a", true))).await;
     client.until("w2 ").await;
     proxy.join().await;
     assert!(!client.response().await.whole);
@@ -149,13 +149,16 @@ async fn sighup_reads_policies_again_and_sigterm_drains_and_exits_0() {
     process.signal("-HUP");
     let mut asked = 0;
     while origin.seen().last().is_none_or(|seen| !seen.headers.contains_key("x-hone-generation")) {
-        assert_eq!(ask(address, &post("/v1/b/json", "", &chat("a", false))).await.status, 200);
+        assert_eq!(
+            ask(address, &post("/v1/json/chat/completions", "", &chat("a", false))).await.status,
+            200
+        );
         asked += 1;
         assert!(asked < 1000, "the policy was never read again");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let mut client = Client::connect(address).await;
-    client.send(&post("/v1/b/paced?n=50&ms=10", "", &chat("last", true))).await;
+    client.send(&post("/v1/paced/chat/completions?n=50&ms=10", "", &chat("last", true))).await;
     client.until("w1 ").await;
     process.signal("-TERM");
     assert!(client.response().await.whole);
@@ -177,13 +180,13 @@ async fn after_kill_9_every_answered_turn_is_stored_once_and_the_open_one_as_a_c
         let address: SocketAddr = file.address.parse().unwrap();
         for at in 0..10 {
             let text = format!("round {round} turn {at} end");
-            ask(address, &post("/v1/b/json", "", &chat(&text, false))).await;
+            ask(address, &post("/v1/json/chat/completions", "", &chat(&text, false))).await;
         }
         let mut client = Client::connect(address).await;
-        client.send(&post("/v1/b/paced?n=1000&ms=10", "", &chat("open", true))).await;
+        client
+            .send(&post("/v1/paced/chat/completions?n=1000&ms=10", "", &chat("open", true)))
+            .await;
         client.until("w1 ").await;
-        // One group of writes: a record is on disk 20 ms after it was taken at the latest.
-        tokio::time::sleep(Duration::from_millis(200)).await;
         process.signal("-KILL");
         assert!(!process.ended().await.success());
     }
@@ -200,5 +203,9 @@ async fn after_kill_9_every_answered_turn_is_stored_once_and_the_open_one_as_a_c
             assert_eq!(found.count(), 1, "{text}");
         }
     }
-    assert_eq!(turns.iter().filter(|turn| turn.outcome == "proxy_crash").count(), 3);
+    // The three open ones, and at most an answer or two that was still on its way to the disk.
+    let crashes = turns.iter().filter(|turn| turn.outcome == "proxy_crash").count();
+    assert!((3..=6).contains(&crashes), "{crashes}");
+    let store = hone_shared::store::Store::open_read_only(&data.store_path()).unwrap();
+    assert_eq!(store.integrity_check().unwrap(), ["ok"]);
 }

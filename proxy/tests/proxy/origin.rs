@@ -1,6 +1,6 @@
 //! An engine for tests: raw HTTP/1.1 over TCP, so that a test decides every byte and every close.
 //!
-//! The path says how to behave: `/v1/b/<kind>?n=<count>&ms=<pause>`. Every request is kept for inspection.
+//! The path says how to behave: `/v1/<kind>/chat/completions?n=<count>&ms=<pause>`. Every request is kept for inspection.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -174,7 +174,7 @@ fn behaviour(target: &str) -> (String, u64, u64) {
         let found = query.split('&').find_map(|pair| pair.strip_prefix(&format!("{name}=")));
         found.and_then(|text| text.parse().ok()).unwrap_or(default)
     };
-    (path.rsplit('/').next().unwrap().to_owned(), number("n", 5), number("ms", 5))
+    (path.split('/').nth(2).unwrap_or_default().to_owned(), number("n", 5), number("ms", 5))
 }
 
 /// A response with a length.

@@ -13,7 +13,12 @@ async fn response_bodies_are_the_engines_own_bytes() {
     let origin = Origin::start().await;
     for mode in ["off", "observe", "learn"] {
         let proxy = Proxy::start(origin.address, mode).await;
-        for target in ["/v1/b/json", "/v1/b/burst?n=200", "/v1/b/paced?n=5&ms=10", "/v1/b/error"] {
+        for target in [
+            "/v1/json/chat/completions",
+            "/v1/burst/chat/completions?n=200",
+            "/v1/paced/chat/completions?n=5&ms=10",
+            "/v1/error/chat/completions",
+        ] {
             let request = post(target, "", &chat("hello", true));
             let direct = ask(origin.address, &request).await;
             let through = ask(proxy.address, &request).await;
@@ -39,10 +44,14 @@ async fn request_bodies_arrive_as_they_were_sent() {
         (0..300_000u32).map(|n| (n * 31 % 251) as u8).collect(),
     ];
     for body in &bodies {
-        ask(proxy.address, &post("/v1/b/json?x=%2F&y=1", "X-Custom: kept\r\n", body)).await;
+        ask(
+            proxy.address,
+            &post("/v1/json/chat/completions?x=%2F&y=1", "X-Custom: kept\r\n", body),
+        )
+        .await;
         let seen = origin.seen().pop().unwrap();
         assert_eq!(&seen.body, body);
-        assert_eq!(seen.target, "/v1/b/json?x=%2F&y=1");
+        assert_eq!(seen.target, "/v1/json/chat/completions?x=%2F&y=1");
         assert_eq!(seen.headers["x-custom"], "kept");
         assert_eq!(seen.headers["host"], "engine.test");
     }
@@ -53,7 +62,7 @@ async fn a_chunked_upload_passes_and_keeps_its_bytes() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
     let mut client = Client::connect(proxy.address).await;
-    client.send(b"POST /v1/b/json HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    client.send(b"POST /v1/json/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     for _ in 0..3 {
         client.send(b"5\r\nhello\r\n").await;
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -68,7 +77,7 @@ async fn an_expected_100_continue_is_relayed_before_the_body() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
     let mut client = Client::connect(proxy.address).await;
-    let head = "POST /v1/b/continue HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+    let head = "POST /v1/continue/chat/completions HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
     client.send(head.as_bytes()).await;
     assert_eq!(client.any_response().await.status, 100);
     client.send(b"body").await;
@@ -83,7 +92,8 @@ async fn one_connection_carries_many_requests() {
     let proxy = Proxy::start(origin.address, "off").await;
     let mut client = Client::connect(proxy.address).await;
     for at in 0..20 {
-        let target = if at % 2 == 0 { "/v1/b/json" } else { "/v1/b/burst" };
+        let target =
+            if at % 2 == 0 { "/v1/json/chat/completions" } else { "/v1/burst/chat/completions" };
         client.send(&post(target, "", b"{}")).await;
         assert!(client.response().await.whole);
     }
@@ -109,7 +119,7 @@ async fn http2_clients_get_the_same_bytes_and_share_a_connection() {
         let mut send = send.clone();
         async move {
             let n = 20 + at;
-            let uri = format!("http://engine.test/v1/b/paced?n={n}&ms=2");
+            let uri = format!("http://engine.test/v1/paced/chat/completions?n={n}&ms=2");
             let request = Request::post(uri).body(()).unwrap();
             std::future::poll_fn(|cx| send.poll_ready(cx)).await.unwrap();
             let (response, mut body) = send.send_request(request, false).unwrap();

@@ -30,9 +30,13 @@ fn weights(seed: u8) -> Vec<u8> {
 async fn a_turn_is_stored_once_with_its_request_and_its_answer() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "shadow").await;
-    let json =
-        ask(proxy.address, &post("/v1/b/json", "x-session-id: s1\r\n", &chat("one", false))).await;
-    let sse = ask(proxy.address, &post("/v1/b/burst?n=3", "", &chat("two", true))).await;
+    let json = ask(
+        proxy.address,
+        &post("/v1/json/chat/completions", "x-session-id: s1\r\n", &chat("one", false)),
+    )
+    .await;
+    let sse =
+        ask(proxy.address, &post("/v1/burst/chat/completions?n=3", "", &chat("two", true))).await;
     assert_eq!(
         json.headers["x-hone-generation"], "base",
         "what the engine reports reaches the client"
@@ -58,7 +62,7 @@ async fn only_mode_learn_serves_what_the_alias_names() {
         let proxy = Proxy::start(origin.address, mode).await;
         let generation = promote(&proxy, 1);
         proxy.refresh().await;
-        ask(proxy.address, &post("/v1/b/json", "", &chat("a", false))).await;
+        ask(proxy.address, &post("/v1/json/chat/completions", "", &chat("a", false))).await;
         let asked = origin.seen().pop().unwrap().headers["x-hone-generation"].clone();
         let expected = if mode == "learn" { generation.as_str() } else { "base" };
         assert_eq!(asked, expected, "{mode}");
@@ -76,11 +80,12 @@ async fn a_request_keeps_its_generation_while_the_alias_moves() {
     let first = promote(&proxy, 1);
     proxy.refresh().await;
     let mut client = Client::connect(proxy.address).await;
-    client.send(&post("/v1/b/paced?n=60&ms=10", "", &chat("during", true))).await;
+    client.send(&post("/v1/paced/chat/completions?n=60&ms=10", "", &chat("during", true))).await;
     client.until("w2 ").await;
     let second = promote(&proxy, 2);
     proxy.refresh().await;
-    let after = ask(proxy.address, &post("/v1/b/json", "", &chat("after", false))).await;
+    let after =
+        ask(proxy.address, &post("/v1/json/chat/completions", "", &chat("after", false))).await;
     assert_eq!(
         after.headers["x-hone-generation"],
         second.as_str(),
@@ -104,7 +109,7 @@ async fn bodies_over_the_capture_limit_pass_whole_and_the_books_still_balance() 
     let proxy =
         Proxy::with(origin.address, "observe", |cfg| cfg.limits.capture_bytes_max = 40_000).await;
     let long = "x".repeat(200_000);
-    let request = post("/v1/b/burst?n=2000", "", &chat(&long, true));
+    let request = post("/v1/burst/chat/completions?n=2000", "", &chat(&long, true));
     let through = ask(proxy.address, &request).await;
     assert_eq!(through.body, ask(origin.address, &request).await.body);
     let counters = proxy.settled(1).await;
@@ -120,8 +125,12 @@ async fn the_books_balance_under_load_and_aborts() {
         let address = proxy.address;
         async move {
             let mut client = Client::connect(address).await;
-            let target = ["/v1/b/json", "/v1/b/burst", "/v1/b/paced?n=30&ms=5", "/v1/b/die"]
-                [at as usize % 4];
+            let target = [
+                "/v1/json/chat/completions",
+                "/v1/burst/chat/completions",
+                "/v1/paced/chat/completions?n=30&ms=5",
+                "/v1/die/chat/completions",
+            ][at as usize % 4];
             client.send(&post(target, "", &chat(&format!("turn {at}"), true))).await;
             if at % 4 == 2 {
                 client.until("w1 ").await;
