@@ -203,7 +203,7 @@ impl Run {
         };
         let seat = Seat::new(Arc::clone(&self.sampler), turn);
         request.logits_processors = Some(vec![Arc::new(seat)]);
-        self.lease.send(Request::Normal(request)).map_err(|()| restarting())
+        self.lease.send(Request::Normal(request)).map_err(|_| restarting())
     }
 
     fn look_at(&self, reply: Response) -> Result<(), ApiError> {

@@ -35,6 +35,11 @@ pub struct Vocabulary {
     pub context: usize,
 }
 
+/// The engine thread takes no requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the engine thread takes no requests")]
+pub struct Unreachable;
+
 /// A loaded pipeline with its adapter, and the engine thread that runs it.
 pub struct Resident {
     /// Which generation this is.
@@ -99,9 +104,9 @@ impl Resident {
     /// Hands a request to the engine thread.
     ///
     /// # Errors
-    /// `Err(())` if the engine is dead or its inbox is full.
-    pub fn send(&self, request: Request) -> Result<(), ()> {
-        self.sender.try_send(request).map_err(drop)
+    /// The engine is dead, or its inbox is full.
+    pub fn send(&self, request: Request) -> Result<(), Unreachable> {
+        self.sender.try_send(request).map_err(|_| Unreachable)
     }
 }
 

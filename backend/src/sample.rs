@@ -256,7 +256,7 @@ fn adjust(logits: &[f32], reply: &[u32], draw: &Draw) -> Option<Vec<f32>> {
     let penalised = draw.presence_penalty != 0.0
         || draw.frequency_penalty != 0.0
         || draw.repetition_penalty != 1.0;
-    if draw.bias.is_empty() && !(penalised && !reply.is_empty()) {
+    if draw.bias.is_empty() && (reply.is_empty() || !penalised) {
         return None;
     }
     let mut adjusted = logits.to_vec();

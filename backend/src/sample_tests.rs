@@ -33,7 +33,7 @@ fn draws_follow_the_softmax() {
         counts[id as usize] += 1.0 / 20_000.0;
     }
     for (count, share) in counts.iter().zip([0.125, 0.25, 0.625]) {
-        assert!((count - share as f64).abs() < 0.015, "{counts:?}");
+        assert!((count - share).abs() < 0.015, "{counts:?}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! The server on the real model, as a client sees it.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod bed;
 
 use bed::{ask, events, joined, shared, text};

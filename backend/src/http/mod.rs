@@ -91,8 +91,8 @@ pub async fn serve(
         None => Ok(()),
         Some(Err(error)) => Err(error),
         Some(Ok(fleet)) => {
-            tokio::spawn(fleet.supervise(shutdown.child_token()));
-            shutdown.cancelled().await;
+            // Supervises until the shutdown, in the place of this function.
+            fleet.supervise(shutdown.clone()).await;
             Ok(())
         }
     };

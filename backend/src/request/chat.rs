@@ -153,7 +153,9 @@ fn tool_calls(value: &Value, place: &str) -> Result<Vec<IndexMap<String, Value>>
 }
 
 /// The tools to show, the names whose calls are looked for, and the schema of a forced call.
-fn tools(fields: &Fields) -> Result<(Vec<Tool>, Vec<String>, Option<Value>), ApiError> {
+type Tools = (Vec<Tool>, Vec<String>, Option<Value>);
+
+fn tools(fields: &Fields) -> Result<Tools, ApiError> {
     let list = match fields.get("tools") {
         None => return Ok((Vec::new(), Vec::new(), None)),
         Some(Value::Array(list)) => list,
