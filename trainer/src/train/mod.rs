@@ -155,3 +155,7 @@ fn report(seen: &Measured, updates: u64) {
 #[cfg(test)]
 #[path = "train_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "recipe_tests.rs"]
+mod recipe;
