@@ -1,7 +1,7 @@
 //! A generation directory as the engine sees it: checked before an engine is built for it.
 //!
-//! Why so strict: mistral.rs merges what its config names and silently skips the rest, so an adapter
-//! that fits only in part would be served as if it were whole.
+//! Why so strict: mistral.rs merges what its config names and silently skips the rest, so an
+//! adapter that fits only in part would be served as if it were whole.
 //!
 //! Invariant: the identity of a generation is the SHA-256 of `adapter_config.json` followed by
 //! `adapter_model.safetensors`; a directory that carries another hash as its name is refused.

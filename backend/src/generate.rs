@@ -1,8 +1,8 @@
-//! Drives one engine for one choice: submits the prompt, reads the tokens along, makes text of them.
+//! Drives one engine for one choice: submits the prompt, reads the tokens along, makes text of it.
 //!
 //! The engine's own text is not used (it trims, drops a last unfinished character together with the
 //! end of the stream, and sends stop strings before it notices them); its chunks only say that the
-//! sampler has new tokens. Streaming and not streaming are the same path, so they give the same text.
+//! sampler has new tokens. Streaming and not streaming are one path, so they give the same text.
 //!
 //! Invariant: every run ends, with a finish reason or an error: tokens, context, silence and the
 //! life of the engine thread are all bounded or watched.

@@ -4,8 +4,8 @@
 //! # The life of a request
 //! [`http`] parses the body ([`request`]) and decides who answers ([`select`]); the [`fleet`] hands
 //! out a lease on one resident generation, loading it first if need be; [`generate`] drives that
-//! generation's engine token by token ([`sample`] picks the tokens, [`text`] and [`tools`] turn them
-//! into words and calls); `http` writes the words as JSON or as server-sent events.
+//! generation's engine token by token ([`sample`] picks the tokens, [`text`] and [`tools`] turn
+//! them into words and calls); `http` writes the words as JSON or as server-sent events.
 //!
 //! # Why a generation is a whole engine
 //! mistral.rs 0.8.1 merges a LoRA while it loads the weights and has no run-time load. So one

@@ -3,8 +3,8 @@
 //! Traps of mistralrs 0.8.1 that this file keeps shut:
 //! * the loader pushes applied LoRAs to a thread-local that it never clears, so a load has a thread
 //!   of its own, cleared before and after;
-//! * on the CPU the prefix cache is never evicted (its eviction counts only other devices), so it is
-//!   off; every generation has its own caches anyway;
+//! * on the CPU the prefix cache is never evicted (its eviction counts only other devices), so it
+//!   is off; every generation has its own caches anyway;
 //! * `get_sender` reboots a dead engine on its old pipeline behind our back, so the sender is taken
 //!   once, here, and a dead engine is seen as a closed sender.
 //!

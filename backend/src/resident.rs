@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, mpsc};
 /// How many sequences may be inside one engine on the CPU: one.
 ///
 /// In mistralrs-core 0.8.1 the CPU attention of a decode step keeps its partial sums per tile and
-/// head, not per sequence (`attention/backends/cpu.rs`, `flash_attn_cpu_single_q`): in a batch every
-/// sequence gets the attention of the last one, so one client's reply is built from another's
+/// head, not per sequence (`attention/backends/cpu.rs`, `flash_attn_cpu_single_q`): in a batch
+/// every sequence gets the attention of the last one, so one client's reply is built from another's
 /// prompt. Batched prompts are right, batched decoding is not, and the scheduler batches whatever
 /// has the same length. Until the crate is fixed, a turn is one sequence, first come first served.
 pub const SEQUENCES_IN_CPU_ENGINE: usize = 1;

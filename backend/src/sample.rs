@@ -3,8 +3,8 @@
 //!
 //! Why not the engine's sampler: its log-probabilities are base 10 and wrong at temperature 0, it
 //! returns no token ids, it has one seed for all requests, and its penalties count the prompt.
-//! Here a draw depends on the seed, the position and the logits only, so a seed gives the same reply
-//! whatever else runs in the batch.
+//! Here a draw depends on the seed, the position and the logits only, so a seed gives the same
+//! reply whatever else runs in the batch.
 //!
 //! Invariant: never an error and never a panic inside the engine (an error in one sequence would
 //! disturb its whole batch); when there is nothing sensible to pick, the end token is forced.

@@ -1,5 +1,5 @@
-//! Who answers a request: a generation named by the trusted proxy's header, by the body's `adapter`,
-//! or by `model` = `<base>::<alias>`; the base if none is named.
+//! Who answers a request: a generation named by the trusted proxy's header, by the body's
+//! `adapter`, or by `model` = `<base>::<alias>`; the base if none is named.
 //!
 //! Invariant: the header wins over the body, because the proxy sets it after it has stripped the
 //! client's own; and an unknown name is an error, never the base in disguise.

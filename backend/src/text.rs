@@ -10,7 +10,7 @@ pub struct Characters {
 }
 
 impl Characters {
-    /// Takes the bytes of a token, gives the text that is now certain. Bytes that can never become a
+    /// Takes the bytes of a token, gives the text that is now certain. Bytes that can never be a
     /// character become U+FFFD.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.tail.extend_from_slice(bytes);

@@ -1,7 +1,7 @@
 //! Finds tool calls in the model's text, whole or as it comes.
 //!
-//! Forms: `<tool_call>{…}</tool_call>` (several), `[TOOL_CALLS][…]`, `<|python_tag|>{…}`, and a bare
-//! JSON object or array. mistral.rs 0.8.1 parses them too, but looks at each streamed delta by
+//! Forms: `<tool_call>{…}</tool_call>` (several), `[TOOL_CALLS][…]`, `<|python_tag|>{…}`, and a
+//! bare JSON object or array. mistral.rs 0.8.1 parses them too, but looks at each streamed delta by
 //! itself (so a marker that is not one token is sent as text) and keeps the first call only.
 //!
 //! Invariant: text is either sent as content or becomes a call, never both, never neither; and a
@@ -163,8 +163,8 @@ mod tests {
             r#"[{"name": "weather", "parameters": {"city": "Oslo"}}]"#,
             r#"[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Oslo"}}]"#,
             r#"<|python_tag|>{"name": "weather", "parameters": {"city": "Oslo"}}"#,
-            "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}\n</tool_call>",
-            r#"{"type": "function", "function": {"name": "weather", "arguments": {"city":"Oslo"}}}"#,
+            "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\":\"Oslo\"}}</tool_call>",
+            r#"{"type":"function","function":{"name":"weather","arguments":{"city":"Oslo"}}}"#,
             r#"{"name": "weather", "arguments": "{\"city\":\"Oslo\"}"} And so on."#,
         ] {
             assert_eq!(scan(&[text]), (String::new(), vec![oslo.clone()]), "{text}");

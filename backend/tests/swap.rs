@@ -65,7 +65,7 @@ async fn the_adapter_api_keeps_its_contract() {
     assert_eq!(bed.post(LOAD, swap).await.status(), 200);
     assert_eq!(bed.chat(ask_main()).await["adapter_generation"], json!(b));
 
-    // Bounds: base, A and B are resident; A has no alias, so C takes its place; then nothing is free.
+    // Bounds: base, A and B are resident; A has no alias, so C takes its place; then all is full.
     assert_eq!(bed.post(LOAD, load("other", &c)).await.status(), 200);
     let listed = bed.get("/v1/lora_adapters").await;
     assert_eq!(listed["resident_generations"], 2, "{listed}");

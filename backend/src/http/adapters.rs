@@ -1,7 +1,7 @@
 //! The adapter API: the one that mistral.rs has had since 0.9.1.
 //!
-//! Invariant: unknown fields are refused here, because a misspelt `expected_generation` would turn a
-//! compare-and-swap into a plain overwrite.
+//! Invariant: unknown fields are refused here, because a misspelt `expected_generation` would turn
+//! a compare-and-swap into a plain overwrite.
 
 use axum::Json;
 use axum::body::Bytes;

@@ -1,4 +1,4 @@
-//! The bed that the engine tests lie in: one server on the real model, and adapters made on the spot.
+//! The bed that the engine tests lie in: one server on the real model, and adapters made for it.
 
 #![allow(dead_code)]
 
