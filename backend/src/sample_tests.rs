@@ -32,7 +32,7 @@ fn draws_follow_the_softmax() {
         let id = choose(&logits, &[], &Draw { seed: 7, ..draw(1.0) }, position).unwrap();
         counts[id as usize] += 1.0 / 20_000.0;
     }
-    for (count, share) in counts.iter().zip([0.125, 0.25, 0.625]) {
+    for (count, share) in counts.iter().zip([0.125f64, 0.25, 0.625]) {
         assert!((count - share).abs() < 0.015, "{counts:?}");
     }
 }
