@@ -1,7 +1,7 @@
 //! What an operator can set, with every limit and its default in one table.
 //!
-//! Invariant: nothing else in this crate reads the environment or a literal limit; a queue, pool or wait that is not
-//! bounded here is a bug.
+//! Invariant: nothing else in this crate reads the environment or a literal limit; a queue, pool or
+//! wait that is not bounded here is a bug.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,7 +15,8 @@ pub struct UpstreamError {
     problem: &'static str,
 }
 
-/// The engine behind the proxy: scheme, host and port. Paths are the client's business and are never rewritten.
+/// The engine behind the proxy: scheme, host and port. Paths are the client's business and are
+/// never rewritten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// Whether to speak TLS to it.
@@ -27,7 +28,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Reads `http://host[:port]` or `https://host[:port]`. Errors: another scheme, a path, a query, user data, no host.
+    /// Reads `http://host[:port]` or `https://host[:port]`. Errors: another scheme, a path, a
+    /// query, user data, no host.
     pub fn parse(url: &str) -> Result<Self, UpstreamError> {
         let fail = |problem| UpstreamError { given: url.to_owned(), problem };
         let (tls, rest) = match url.split_once("://") {
@@ -58,7 +60,8 @@ impl Upstream {
         }
     }
 
-    /// The `Host` header to send, where the engine may be one of several behind a name; `None` keeps the client's own.
+    /// The `Host` header to send, where the engine may be one of several behind a name; `None`
+    /// keeps the client's own.
     pub fn host_header(&self) -> Option<String> {
         let by_name = self.host.parse::<IpAddr>().is_err() && self.host != "localhost";
         let default_port = self.port == if self.tls { 443 } else { 80 };
@@ -122,7 +125,8 @@ pub struct Limits {
     pub client_write_ms: u64,
     /// How long an idle client connection stays open.
     pub client_idle_ms: u64,
-    /// How long a closing connection still reads, so that the client gets the answer before the reset.
+    /// How long a closing connection still reads, so that the client gets the answer before the
+    /// reset.
     pub client_linger_ms: u64,
     /// Largest request body; a larger one is answered with 413.
     pub request_bytes_max: u64,
@@ -132,14 +136,15 @@ pub struct Limits {
     pub upstream_read_ms: u64,
     /// For one write to the engine.
     pub upstream_write_ms: u64,
-    /// How long an idle engine connection is kept. Seconds below the engine's own keep-alive (uvicorn: 5 s), or
-    /// requests race against its close.
+    /// How long an idle engine connection is kept. Seconds below the engine's own keep-alive
+    /// (uvicorn: 5 s), or requests race against its close.
     pub upstream_idle_ms: u64,
     /// Idle engine connections per thread.
     pub upstream_idle_max: usize,
     /// How often a request may be sent upstream.
     pub upstream_attempts_max: usize,
-    /// Bodies up to this size can be replayed, so they may use a pooled connection (pingora's retry buffer).
+    /// Bodies up to this size can be replayed, so they may use a pooled connection (pingora's retry
+    /// buffer).
     pub upstream_replay_bytes_max: u64,
     /// How often the engine's name is resolved again.
     pub upstream_resolve_ms: u64,

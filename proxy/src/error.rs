@@ -1,5 +1,5 @@
-//! Why the proxy could not start or could not end cleanly. Clients never see these: their errors are in
-//! [`crate::admit::reply`].
+//! Why the proxy could not start or could not end cleanly. Clients never see these: their errors
+//! are in [`crate::admit::reply`].
 
 use std::net::SocketAddr;
 

@@ -1,13 +1,16 @@
-//! The transparent logging proxy: clients talk to their engine through it, and every turn is on record.
+//! The transparent logging proxy: clients talk to their engine through it, and every turn is on
+//! record.
 //!
 //! # Layout: the flow is the folder
-//! A request passes [`admit`] (may it pass, who sent it) → [`route`] (which policy, which generation: pinned) →
-//! [`tap`] (its bytes are copied as they pass) → [`upstream`] (the engine). [`service`] is that order as code.
-//! * [`listen`]: the accept loop and its graceful end. [`run`](mod@run): start and end of the process.
+//! A request passes [`admit`] (may it pass, who sent it) → [`route`] (which policy, which
+//! generation: pinned) → [`tap`] (its bytes are copied as they pass) → [`upstream`] (the engine).
+//! [`service`] is that order as code.
+//! * [`listen`]: the accept loop and its graceful end. [`run`](mod@run): start and end of the
+//!   process.
 //! * [`ingest`]: spool → SQLite, in the background. [`swap`]: policies and aliases, watched.
 //! * [`admin`]: health, metrics, status and refresh, on a listener of its own.
 //!
-//! Invariants: bodies cross unchanged; nothing on the path of a request waits for disk, for a lock or for a name
+//! Invariants: bodies cross unchanged; nothing on the path of a request waits for disk or for a name
 //! server; a turn answered to a client is stored, or counted as dropped with a reason.
 
 pub mod admin;

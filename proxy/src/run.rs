@@ -1,10 +1,11 @@
 //! Start and end of the proxy process, in the order in which the parts need each other.
 //!
 //! Start: data directory → policies and aliases → spool → ingest → listeners → `run/proxy.json`.
-//! End: stop accepting → wait for open streams → cut what is left → close the spool → let the ingest catch up.
+//! End: stop accepting → wait for open streams → cut what is left → close the spool → let the
+//! ingest catch up.
 //!
-//! Invariant: when [`run`] returns `Ok`, every turn that was taken is in the store or, if the ingest ran out of time, in
-//! the spool on disk; and nothing that it started is still running.
+//! Invariant: when [`run`] returns `Ok`, every turn that was taken is in the store or, if the
+//! ingest ran out of time, in the spool on disk; and nothing that it started is still running.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -54,8 +55,9 @@ pub fn run(cfg: ProxyConfig) -> Result<(), ProxyError> {
     serve(cfg, CancellationToken::new(), true, |_| {})
 }
 
-/// Like [`run`], for a host program: ends when `stop` is cancelled, handles signals only if asked, and calls `ready`
-/// once both listeners are bound. Blocks; must not be called from inside an async runtime.
+/// Like [`run`], for a host program: ends when `stop` is cancelled, handles signals only if asked,
+/// and calls `ready` once both listeners are bound. Blocks; must not be called from inside an async
+/// runtime.
 pub fn serve(
     cfg: ProxyConfig,
     stop: CancellationToken,
@@ -69,7 +71,11 @@ pub fn serve(
     // Tasks that outlived the grace period are dropped here; their taps hand over what they have.
     runtime.shutdown_timeout(RUNTIME_END);
     let closed = parts.close();
-    RunFile::remove(&cfg.data, "proxy")?;
+    // A start that failed must not remove the file of the proxy that runs already.
+    let ours = |file: &RunFile| file.pid == std::process::id();
+    if RunFile::read(&cfg.data, "proxy")?.as_ref().is_some_and(ours) {
+        RunFile::remove(&cfg.data, "proxy")?;
+    }
     served.and(closed)
 }
 

@@ -1,7 +1,8 @@
-//! The flow of a request, as pingora's hooks in the order in which they run: admit → route → tap → upstream.
+//! The flow of a request, as pingora's hooks in the order in which they run: admit → route → tap →
+//! upstream.
 //!
-//! Invariant: bodies are never changed. Filters only look at the chunks that pass, and a hook does nothing that could
-//! wait: no disk, no lock, no name resolution.
+//! Invariant: bodies are never changed. Filters only look at the chunks that pass, and a hook does
+//! nothing that could wait: no disk, no lock, no name resolution.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,7 +159,8 @@ impl ProxyHttp for Service {
         ctx: &mut Ctx,
     ) -> Result<()> {
         if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
-            // pingora #935: an empty last chunk would be written as a second terminator, and poison the connection.
+            // pingora #935: an empty last chunk would be written as a second terminator, and poison
+            // the connection.
             *body = None;
         }
         if session.was_upgraded() {
@@ -226,7 +228,8 @@ impl ProxyHttp for Service {
             self.counters.retried();
         }
         let mut e = e.more_context(format!("Peer: {peer}"));
-        // Always decided here: pingora's own marks retry a POST after HTTP/2 errors (#979) and panic when undecided.
+        // Always decided here: pingora's own marks retry a POST after HTTP/2 errors (#979) and
+        // panic when undecided.
         e.set_retry(again);
         e
     }

@@ -43,7 +43,8 @@ impl Histogram {
         self.sum_us.fetch_add(us, Ordering::Relaxed);
     }
 
-    /// `(upper limit in ms, count up to it)` cumulatively, the number of observations and their sum in seconds.
+    /// `(upper limit in ms, count up to it)` cumulatively, the number of observations and their sum
+    /// in seconds.
     pub fn read(&self) -> (Vec<(u64, u64)>, u64, f64) {
         let mut below = 0;
         let cumulative = BUCKETS_MS.iter().zip(&self.buckets).map(|(limit, bucket)| {

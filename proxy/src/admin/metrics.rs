@@ -11,101 +11,61 @@ use super::{Operator, status};
 pub fn render(operator: &Operator) -> String {
     let status = status::of(operator);
     let mut page = Page::default();
-    page.one(
-        "hone_turns_total",
-        "counter",
-        "Requests that a policy wanted recorded.",
-        status.counters.requests,
-    );
-    page.one("hone_turns_stored_total", "counter", "Turns in the store.", status.counters.stored);
-    page.head("hone_turns_dropped_total", "counter", "Turns that were not recorded, by reason.");
-    for (reason, count) in &status.counters.dropped {
-        page.labelled("hone_turns_dropped_total", &[("reason", reason)], *count);
-    }
-    page.one(
-        "hone_turns_pending",
-        "gauge",
-        "Turns on their way to the store.",
-        status.counters.pending,
-    );
-    page.one(
-        "hone_turns_in_flight",
-        "gauge",
-        "Recorded exchanges that have not ended.",
-        status.counters.in_flight,
-    );
-    page.one(
-        "hone_turns_responses_cut_total",
-        "counter",
-        "Turns stored without the body of their answer, for want of room.",
-        status.counters.responses_cut,
-    );
-    page.one(
-        "hone_turns_adopted_total",
-        "counter",
-        "Turns of dead proxies stored here.",
-        status.counters.adopted,
-    );
-    page.one(
-        "hone_requests_total",
-        "counter",
-        "Requests on the data listener.",
-        status.http.requests,
-    );
-    page.one("hone_requests_in_flight", "gauge", "Requests now.", status.http.in_flight);
-    page.one(
-        "hone_upstream_retries_total",
-        "counter",
-        "Requests sent to the engine again.",
-        status.http.retries,
-    );
-    page.head("hone_requests_ended_total", "counter", "Ended requests by outcome.");
-    for (outcome, count) in &status.http.outcomes {
-        page.labelled("hone_requests_ended_total", &[("outcome", outcome)], *count);
-    }
-    page.head(
-        "hone_faults_total",
-        "counter",
-        "Requests answered by the proxy itself, by error code.",
-    );
-    for (code, count) in operator.counters.faults() {
-        page.labelled("hone_faults_total", &[("code", code)], count);
-    }
-    page.histogram(
-        "hone_response_head_seconds",
-        "From arrival to the engine's response head.",
-        &operator.counters.first_byte,
-    );
-    page.histogram("hone_request_seconds", "From arrival to the end.", &operator.counters.duration);
-    page.one(
-        "hone_capture_bytes",
-        "gauge",
-        "Bytes that captures in flight hold.",
-        operator.recorder.budget().held(),
-    );
-    page.one("hone_spool_bytes", "gauge", "Bytes of the spool on disk.", status.spool_bytes);
-    page.one(
-        "hone_spool_degraded",
-        "gauge",
-        "1 while the spool cannot be written or is full.",
-        u64::from(status.spool_degraded),
-    );
-    page.one(
-        "hone_ingest_lag_ms",
-        "gauge",
-        "Age of the oldest record not yet stored.",
-        status.ingest_lag_ms,
-    );
-    page.head("hone_route_generation", "gauge", "1 for the generation that a route serves.");
+    turns(&mut page, &status.counters);
+    requests(&mut page, &status.http, operator);
+    let gauge = "gauge";
+    let held = operator.recorder.budget().held();
+    page.one("hone_capture_bytes", gauge, "Bytes that captures in flight hold.", held);
+    page.one("hone_spool_bytes", gauge, "Bytes of the spool on disk.", status.spool_bytes);
+    let degraded = u64::from(status.spool_degraded);
+    let help = "1 while the spool cannot be written or is full.";
+    page.one("hone_spool_degraded", gauge, help, degraded);
+    let help = "For how long there has been something to store.";
+    page.one("hone_ingest_lag_ms", gauge, help, status.ingest_lag_ms);
+    page.head("hone_route_generation", gauge, "1 for the generation that a route serves.");
     for route in &status.routes {
-        let labels = [
-            ("route", route.name.as_str()),
-            ("mode", route.mode.as_str()),
-            ("generation", &route.generation),
-        ];
+        let (name, mode) = (route.name.as_str(), route.mode.as_str());
+        let labels = [("route", name), ("mode", mode), ("generation", &route.generation)];
         page.labelled("hone_route_generation", &labels, 1);
     }
     page.0
+}
+
+fn turns(page: &mut Page, turns: &status::Turns) {
+    let (counter, gauge) = ("counter", "gauge");
+    let help = "Requests that a policy wanted recorded.";
+    page.one("hone_turns_total", counter, help, turns.requests);
+    page.one("hone_turns_stored_total", counter, "Turns in the store.", turns.stored);
+    page.head("hone_turns_dropped_total", counter, "Turns that were not recorded, by reason.");
+    for (reason, count) in &turns.dropped {
+        page.labelled("hone_turns_dropped_total", &[("reason", reason)], *count);
+    }
+    page.one("hone_turns_pending", gauge, "Turns on their way to the store.", turns.pending);
+    let help = "Recorded exchanges that have not ended.";
+    page.one("hone_turns_in_flight", gauge, help, turns.in_flight);
+    let help = "Turns stored without the body of their answer, for want of room.";
+    page.one("hone_turns_responses_cut_total", counter, help, turns.responses_cut);
+    let help = "Turns of dead proxies stored here.";
+    page.one("hone_turns_adopted_total", counter, help, turns.adopted);
+}
+
+fn requests(page: &mut Page, http: &status::Http, operator: &Operator) {
+    let (counter, counters) = ("counter", &operator.counters);
+    page.one("hone_requests_total", counter, "Requests on the data listener.", http.requests);
+    page.one("hone_requests_in_flight", "gauge", "Requests now.", http.in_flight);
+    let help = "Requests sent to the engine again.";
+    page.one("hone_upstream_retries_total", counter, help, http.retries);
+    page.head("hone_requests_ended_total", counter, "Ended requests by outcome.");
+    for (outcome, count) in &http.outcomes {
+        page.labelled("hone_requests_ended_total", &[("outcome", outcome)], *count);
+    }
+    page.head("hone_faults_total", counter, "Requests answered by the proxy itself, by code.");
+    for (code, count) in counters.faults() {
+        page.labelled("hone_faults_total", &[("code", code)], count);
+    }
+    let help = "From arrival to the engine's response head.";
+    page.histogram("hone_response_head_seconds", help, &counters.first_byte);
+    page.histogram("hone_request_seconds", "From arrival to the end.", &counters.duration);
 }
 
 #[derive(Default)]

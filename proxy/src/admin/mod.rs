@@ -1,9 +1,11 @@
 //! The operator's side: health, metrics, status and refresh, on a listener of its own.
 //!
-//! `/livez` and `/readyz` say only yes or no and need no token, so that any supervisor can ask; everything else needs
-//! `Authorization: Bearer <data>/admin.token`, on whatever address the listener is bound.
+//! `/livez` and `/readyz` say only yes or no and need no token, so that any supervisor can ask;
+//! everything else needs `Authorization: Bearer <data>/admin.token`, on whatever address the
+//! listener is bound.
 //!
-//! Invariant: nothing here is reachable from the data listener, and no request here waits for the data path.
+//! Invariant: nothing here is reachable from the data listener, and no request here waits for the
+//! data path.
 
 pub mod counters;
 pub mod metrics;

@@ -1,7 +1,7 @@
 //! The state of the proxy as JSON: what `hone status` prints and what the metrics are made of.
 //!
-//! Invariant: `requests = stored + dropped + pending` in every answer; figures are read in an order in which a turn that
-//! moves on meanwhile is counted as pending, never twice.
+//! Invariant: `requests = stored + dropped + pending` in every answer; figures are read in an order
+//! in which a turn that moves on meanwhile is counted as pending, never twice.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;

@@ -1,7 +1,7 @@
 //! Which headers are stripped, which are hidden from logs, and which are recorded with a turn.
 //!
-//! Invariant: a credential is never recorded: only names on an allow list are, and values that carry secrets are marked
-//! sensitive before anything could print them.
+//! Invariant: a credential is never recorded: only names on an allow list are, and values that
+//! carry secrets are marked sensitive before anything could print them.
 
 use hone_shared::turn::Headers;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -78,7 +78,8 @@ pub fn strip_own(request: &mut RequestHeader) -> bool {
     opted_out
 }
 
-/// Marks the values of credentials, so that no debug print shows them. Names keep their case, values their bytes.
+/// Marks the values of credentials, so that no debug print shows them. Names keep their case,
+/// values their bytes.
 pub fn hide_secrets(request: &mut RequestHeader) -> pingora::Result<()> {
     if !SECRETS.iter().any(|name| request.headers.contains_key(*name)) {
         return Ok(());

@@ -1,10 +1,11 @@
 //! The door: which requests may pass, who sent them, and what an error looks like.
 //!
-//! * [`path`]: the engine's admin endpoints are out of reach. * [`headers`]: what is stripped, hidden and recorded.
+//! * [`path`]: the engine's admin endpoints are out of reach.
+//! * [`headers`]: what is stripped, hidden and recorded.
 //! * [`reply`]: OpenAI-shaped answers of the proxy itself.
 //!
-//! Invariant: nothing that a client sends reaches an engine's adapter, pause or admin endpoints, or carries hone's own
-//! headers past this point.
+//! Invariant: nothing that a client sends reaches an engine's adapter, pause or admin endpoints, or
+//! carries hone's own headers past this point.
 
 pub mod headers;
 pub mod path;
@@ -26,7 +27,8 @@ pub struct Admission {
     pub upgrade: bool,
 }
 
-/// Decides about a request by its head, and takes hone's own headers off it. Errors: what to answer instead.
+/// Decides about a request by its head, and takes hone's own headers off it. Errors: what to answer
+/// instead.
 pub fn admit(request: &mut RequestHeader, request_bytes_max: u64) -> Result<Admission, Fault> {
     if path::is_admin(request.raw_path()) {
         return Err(Fault::ADMIN_ROUTE);

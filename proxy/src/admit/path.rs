@@ -1,8 +1,9 @@
 //! Which paths are an engine's admin endpoints, however they are spelled.
 //!
-//! A path is read the way the most lenient engine might: percent-decoded until it stops changing, backslashes and
-//! semicolons as separators, letter case ignored, dot segments resolved. Distinctive endpoint names are refused
-//! anywhere in a path, so that a mount prefix does not open a door; everyday words only where an engine serves them.
+//! A path is read the way the most lenient engine might: percent-decoded until it stops changing,
+//! backslashes and semicolons as separators, letter case ignored, dot segments resolved.
+//! Distinctive endpoint names are refused anywhere in a path, so that a mount prefix does not open
+//! a door; everyday words only where an engine serves them.
 //!
 //! Invariant: the raw path goes to the engine unchanged; this module only says no.
 
@@ -57,14 +58,16 @@ const DISTINCTIVE: &[&str] = &[
     "freeze_gc",
 ];
 
-/// Everyday words: refused only as `/<word>` or `/<prefix>/<word>` (and below, for those with sub-paths).
+/// Everyday words: refused only as `/<word>` or `/<prefix>/<word>` (and below, for those with
+/// sub-paths).
 const EVERYDAY: &[&str] =
     &["pause", "resume", "sleep", "wake", "slots", "props", "server_info", "shutdown", "admin"];
 
 /// Rounds of percent-decoding; a path that still changes after them is refused as hostile.
 const DECODE_ROUNDS_MAX: usize = 4;
 
-/// Whether a raw request target (origin or absolute form, with or without a query) is an admin endpoint.
+/// Whether a raw request target (origin or absolute form, with or without a query) is an admin
+/// endpoint.
 pub fn is_admin(raw_target: &[u8]) -> bool {
     let mut path = origin_path(raw_target).to_ascii_lowercase();
     for _ in 0..DECODE_ROUNDS_MAX {

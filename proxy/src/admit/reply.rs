@@ -1,7 +1,8 @@
-//! What the proxy itself answers when it cannot pass a request on: OpenAI-shaped, and nothing about its inside.
+//! What the proxy itself answers when it cannot pass a request on: OpenAI-shaped, and nothing about
+//! its inside.
 //!
-//! Invariant: every status and message that the proxy invents stands in this file; a message says what to do, and never
-//! holds text from an internal error.
+//! Invariant: every status and message that the proxy invents stands in this file; a message says
+//! what to do, and never holds text from an internal error.
 
 use bytes::Bytes;
 use http::header;
@@ -40,14 +41,16 @@ impl Fault {
         403,
         "permission_error",
         "admin_route_blocked",
-        "This path manages the engine and is not available to clients. Operators: use hone's admin address instead.",
+        "This path manages the engine and is not available to clients. Operators: use hone's admin \
+         address instead.",
     );
     /// The request body is larger than the proxy passes on.
     pub const BODY_TOO_LARGE: Self = fault(
         413,
         "invalid_request_error",
         "request_too_large",
-        "The request body is larger than this proxy accepts. Send less, or ask the operator to raise the limit.",
+        "The request body is larger than this proxy accepts. Send less, or ask the operator to raise \
+         the limit.",
     );
     /// The engine does not answer.
     pub const ENGINE_UNAVAILABLE: Self = Self {
@@ -56,8 +59,8 @@ impl Fault {
             502,
             "server_error",
             "engine_unavailable",
-            "The inference engine behind this proxy could not be reached or broke off. Retry shortly; operators: see \
-             whether it runs with `hone status`.",
+            "The inference engine behind this proxy could not be reached or broke off. Retry shortly; \
+             operators: see whether it runs with `hone status`.",
         )
     };
     /// The engine took too long.
@@ -67,7 +70,8 @@ impl Fault {
             504,
             "server_error",
             "engine_timeout",
-            "The inference engine behind this proxy did not answer in time. Retry shortly, or ask for fewer tokens.",
+            "The inference engine behind this proxy did not answer in time. Retry shortly, or ask for \
+             fewer tokens.",
         )
     };
     /// The request cannot be passed on as it is.
@@ -100,8 +104,8 @@ impl Fault {
         Bytes::from(json!({ "error": error }).to_string())
     }
 
-    /// Sends it, unless a response has begun already. The connection is closed afterwards: the rest of a request body
-    /// that nobody read may still be on it.
+    /// Sends it, unless a response has begun already. The connection is closed afterwards: the rest
+    /// of a request body that nobody read may still be on it.
     pub async fn send(&self, session: &mut Session) -> Result<()> {
         let body = self.body();
         let mut head = ResponseHeader::build(self.status, Some(4))?;

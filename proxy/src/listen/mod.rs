@@ -1,10 +1,11 @@
 //! The accept loop of the data listener, and its end.
 //!
-//! Pingora's own `Server` always sleeps its whole grace period, cannot report port 0 and dies of SIGHUP; this loop hands
-//! each connection to pingora's HTTP machinery and waits at shutdown only while streams are open.
+//! Pingora's own `Server` always sleeps its whole grace period, cannot report port 0 and dies of
+//! SIGHUP; this loop hands each connection to pingora's HTTP machinery and waits at shutdown only
+//! while streams are open.
 //!
-//! Invariant: every connection is a task of the tracker, holds one of a bounded number of permits until its socket is
-//! closed, and has a deadline for its first byte.
+//! Invariant: every connection is a task of the tracker, holds one of a bounded number of permits
+//! until its socket is closed, and has a deadline for its first byte.
 
 pub mod socket;
 
@@ -71,8 +72,8 @@ impl Listening {
         Self { proxy, tracker, stop, shutdown }
     }
 
-    /// Stops accepting, closes idle connections, and waits until the open streams have ended, at most `grace`.
-    /// Returns whether they all did.
+    /// Stops accepting, closes idle connections, and waits until the open streams have ended, at
+    /// most `grace`. Returns whether they all did.
     pub async fn drain(self, grace: Duration) -> bool {
         self.stop.cancel();
         let _ = self.shutdown.send(true);
@@ -156,8 +157,8 @@ impl Connection {
     }
 }
 
-/// Whether the client begins with the HTTP/2 preface; nothing is consumed. Pingora's own test waits for 24 bytes, which
-/// a short HTTP/1 request never sends.
+/// Whether the client begins with the HTTP/2 preface; nothing is consumed. Pingora's own test waits
+/// for 24 bytes, which a short HTTP/1 request never sends.
 async fn speaks_h2(stream: &TcpStream) -> io::Result<bool> {
     let mut seen = [0u8; H2_PREFACE.len()];
     loop {

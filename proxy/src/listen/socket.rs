@@ -1,11 +1,12 @@
 //! A client's TCP connection, as pingora wants to see it.
 //!
-//! Two things that pingora's own stream does not give an accept loop outside its `Server`: a write buffer, so that a
-//! response head and a short body leave in one packet; and a lingering close, so that a client which is still sending
-//! its body when it is refused reads the answer instead of a reset.
+//! Two things that pingora's own stream does not give an accept loop outside its `Server`: a write
+//! buffer, so that a response head and a short body leave in one packet; and a lingering close, so
+//! that a client which is still sending its body when it is refused reads the answer instead of a
+//! reset.
 //!
-//! Invariant: what was written is flushed or the connection is broken; the connection's permit is given back only when
-//! the socket is closed.
+//! Invariant: what was written is flushed or the connection is broken; the connection's permit is
+//! given back only when the socket is closed.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -52,7 +53,8 @@ pub struct Socket {
     accepted: SystemTime,
     /// The client has closed its side or is gone: there is nobody to linger for.
     ended: bool,
-    /// Bytes were written since the last read: the client may still be sending while it is answered.
+    /// Bytes were written since the last read: the client may still be sending while it is
+    /// answered.
     answered: bool,
 }
 
@@ -144,7 +146,8 @@ impl Drop for Socket {
     }
 }
 
-/// Says that no more will come, then reads until the client closes too, for a bounded time and amount.
+/// Says that no more will come, then reads until the client closes too, for a bounded time and
+/// amount.
 async fn close_slowly(mut stream: TcpStream, linger: Linger) {
     let rest = async {
         stream.shutdown().await?;

@@ -1,7 +1,7 @@
 //! Which policy a request falls under, and which generation serves it: decided once, at admission.
 //!
-//! Invariant: everything about a turn is decided by one snapshot of the policies and one of the aliases. A swap or a
-//! policy change while the request is in flight changes nothing about it.
+//! Invariant: everything about a turn is decided by one snapshot of the policies and one of the
+//! aliases. A swap or a policy change while the request is in flight changes nothing about it.
 
 use std::sync::Arc;
 
@@ -24,8 +24,8 @@ pub struct Pinned {
     pub policy_version: u64,
 }
 
-/// Finds the policy for a request. `None`: no policy matches, or its mode is `off`, or the client opted out; such a
-/// request passes through and leaves no trace.
+/// Finds the policy for a request. `None`: no policy matches, or its mode is `off`, or the client
+/// opted out; such a request passes through and leaves no trace.
 pub fn pin(
     snapshot: &Snapshot,
     path: &str,

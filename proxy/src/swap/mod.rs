@@ -1,8 +1,8 @@
 //! The moving parts that requests read: policies and aliases, each on an `ArcSwap`.
 //!
-//! A promotion moves an alias in the registry; within one poll, or at once through `POST /v1/refresh`, new requests of
-//! the routes that serve it are pinned to the new generation. Nothing is locked, nothing restarts, and requests in
-//! flight keep what they were pinned to.
+//! A promotion moves an alias in the registry; within one poll, or at once through `POST
+//! /v1/refresh`, new requests of the routes that serve it are pinned to the new generation. Nothing
+//! is locked, nothing restarts, and requests in flight keep what they were pinned to.
 //!
 //! Invariant: a bad policy file or an unreadable alias changes nothing: the last good state stays.
 
@@ -49,8 +49,8 @@ pub struct Refreshed {
 }
 
 impl Watches {
-    /// Loads policies and aliases, and watches both; the built-in policies are installed where there are none. Errors: a
-    /// policy that is wrong at the start, an unusable registry.
+    /// Loads policies and aliases, and watches both; the built-in policies are installed where
+    /// there are none. Errors: a policy that is wrong at the start, an unusable registry.
     pub fn start(data: &DataDir, every: Duration) -> Result<Self, ProxyError> {
         let policy = |error: PolicyError| ProxyError::Policy(error.to_string());
         let registry = |error: RegistryError| ProxyError::Registry(error.to_string());

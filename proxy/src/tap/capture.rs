@@ -1,8 +1,8 @@
 //! One body on its way past the tap.
 //!
-//! Bytes are copied into one vector that grows by doubling, so that a stream of 170-byte SSE chunks costs a handful of
-//! allocations and pins none of pingora's buffers. Past the cap of the policy, or when all captures together hold as
-//! much as they may, the rest is only counted.
+//! Bytes are copied into one vector that grows by doubling, so that a stream of 170-byte SSE chunks
+//! costs a handful of allocations and pins none of pingora's buffers. Past the cap of the policy,
+//! or when all captures together hold as much as they may, the rest is only counted.
 //!
 //! Invariant: `bytes` is always a prefix of what crossed the wire, and `len` is all of it.
 
@@ -109,7 +109,8 @@ impl Capture {
         self.truncated = true;
     }
 
-    /// Takes what was captured; the capture is empty afterwards and its memory is no longer counted here.
+    /// Takes what was captured; the capture is empty afterwards and its memory is no longer counted
+    /// here.
     pub fn take(&mut self) -> Captured {
         let bytes = Bytes::from(std::mem::take(&mut self.bytes));
         self.budget.give_back(std::mem::take(&mut self.reserved));
@@ -156,6 +157,17 @@ mod tests {
             (17_000, 17_000, false)
         );
         assert_eq!(budget.held(), 0, "handed over, so no longer counted");
+    }
+
+    #[test]
+    fn ten_thousand_chunks_cost_a_handful_of_allocations() {
+        let mut capture = Capture::new(Budget::new(1 << 30), 1 << 30);
+        let mut capacities = std::collections::BTreeSet::new();
+        for _ in 0..10_000 {
+            capture.push(&[b'x'; 170]);
+            capacities.insert(capture.bytes.capacity());
+        }
+        assert!(capacities.len() <= 10, "{capacities:?}");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The tap: copies the bytes of a turn as they pass, and hands them over.
 //!
-//! * [`capture`]: one body, up to a cap. * [`turn`]: the two halves of a turn and when each is handed over.
+//! * [`capture`]: one body, up to a cap.
+//! * [`turn`]: the two halves of a turn and when each is handed over.
 //! * [`recorder`]: the way into the spool, and the books about every turn that did not get there.
 //!
-//! Invariant: the tap copies bytes. It never parses, never allocates per SSE chunk beyond the amortised growth of one
-//! vector, never locks and never awaits while a request is in flight.
+//! Invariant: the tap copies bytes. For a chunk it never parses, never locks, never awaits, and
+//! allocates only for the amortised growth of one vector. The spool's queue has a lock, which is
+//! taken twice per turn, for the time of a push, and never across I/O.
 
 pub mod capture;
 pub mod recorder;

@@ -1,8 +1,9 @@
 //! The way into the spool, and the first column of the books.
 //!
-//! `requests = stored + dropped{reason} + pending` holds at every moment: a turn is opened here, and is later either
-//! stored by the ingest, or dropped with a reason, or still on its way. The spool keeps a place for the end of every
-//! turn whose beginning it took, and writes down what it refused, so this end has nothing to remember.
+//! `requests = stored + dropped{reason} + pending` holds at every moment: a turn is opened here,
+//! and is later either stored by the ingest, or dropped with a reason, or still on its way. The
+//! spool keeps a place for the end of every turn whose beginning it took, and writes down what it
+//! refused, so this end has nothing to remember.
 //!
 //! Invariant: neither [`Recorder::begin`] nor [`Recorder::done`] waits for disk.
 
@@ -46,14 +47,16 @@ impl Recorder {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Offers the first half of a turn. `false`: refused; the spool has counted the turn as dropped.
+    /// Offers the first half of a turn. `false`: refused; the spool has counted the turn as
+    /// dropped.
     pub fn begin(&self, begin: Begin) -> bool {
         self.spool.try_send(Record::Begin(begin)).is_ok()
     }
 
     /// Offers the second half of a turn whose first half was taken.
     pub fn done(&self, done: Done) {
-        // Refused only when the spool is closed already; the turn is then adopted as `proxy_crash` by the next start.
+        // Refused only when the spool is closed already; the turn is then adopted as `proxy_crash`
+        // by the next start.
         if let Err(reason) = self.spool.try_send(Record::Done(done)) {
             tracing::warn!(%reason, "the end of a turn could not be recorded");
         }

@@ -1,9 +1,11 @@
 //! The two halves of a turn, and when each is handed to the spool.
 //!
-//! [`Begin`] goes out when the request body is complete, so that a prompt survives even if the proxy is killed before
-//! the answer; [`Done`] goes out once, at pingora's `logging` hook or, when that never runs, when the tap is dropped.
+//! [`Begin`] goes out when the request body is complete, so that a prompt survives even if the
+//! proxy is killed before the answer; [`Done`] goes out once, at pingora's `logging` hook or, when
+//! that never runs, when the tap is dropped.
 //!
-//! Invariant: for every tap exactly one `Begin` is offered to the recorder, and one `Done` after it if it was taken.
+//! Invariant: for every tap exactly one `Begin` is offered to the recorder, and one `Done` after it
+//! if it was taken.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,7 +62,8 @@ pub struct RequestHead<'a> {
 }
 
 impl Tap {
-    /// Starts recording. From here on the turn counts: it will be stored, dropped with a reason, or pending.
+    /// Starts recording. From here on the turn counts: it will be stored, dropped with a reason, or
+    /// pending.
     pub fn open(recorder: Arc<Recorder>, pinned: Pinned, head: RequestHead<'_>) -> Self {
         recorder.opened();
         let caps = &pinned.policy.capture;
@@ -105,7 +108,8 @@ impl Tap {
         }
     }
 
-    /// A piece of the request body; `end` when it is the last. Hands the first half over at the end.
+    /// A piece of the request body; `end` when it is the last. Hands the first half over at the
+    /// end.
     pub fn request_chunk(&mut self, chunk: &[u8], end: bool) {
         if self.begin.is_none() {
             return; // A replay of a body that was handed over already.
@@ -132,7 +136,8 @@ impl Tap {
         self.response.push(chunk);
     }
 
-    /// The exchange ended; `status` is what the client got when no response of the engine's was relayed.
+    /// The exchange ended; `status` is what the client got when no response of the engine's was
+    /// relayed.
     pub fn finish(&mut self, outcome: Outcome, status: Option<u16>, attempts: u32) {
         if std::mem::replace(&mut self.finished, true) {
             return;
@@ -189,7 +194,8 @@ impl Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        // Only when the request's task ended without `logging`: it panicked, or the grace period ran out.
+        // Only when the request's task ended without `logging`: it panicked, or the grace period
+        // ran out.
         self.finish(Outcome::ProxyCrash, None, 0);
     }
 }

@@ -1,6 +1,8 @@
-//! The engine's side of the proxy: where it is, which connection a request may use, and when it may be sent again.
+//! The engine's side of the proxy: where it is, which connection a request may use, and when it may
+//! be sent again.
 //!
-//! Invariant: name resolution never happens on the path of a request, and every wait for the engine is bounded.
+//! Invariant: name resolution never happens on the path of a request, and every wait for the engine
+//! is bounded.
 
 pub mod resolve;
 pub mod retry;
@@ -28,7 +30,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// The engine that `upstream` names; `address` is kept up to date by [`resolve::keep_resolving`].
+    /// The engine that `upstream` names; `address` is kept up to date by
+    /// [`resolve::keep_resolving`].
     pub fn new(upstream: &Upstream, address: Arc<Address>, limits: &Limits) -> Self {
         Self {
             tls: upstream.tls,
@@ -50,8 +53,9 @@ impl Engine {
         self.address.get()
     }
 
-    /// The peer for one attempt. A request that could not be replayed gets a `fresh` connection: on a pooled one it
-    /// would be lost when the engine closes that connection at the same moment (measured: 125 of 1,500).
+    /// The peer for one attempt. A request that could not be replayed gets a `fresh` connection: on
+    /// a pooled one it would be lost when the engine closes that connection at the same moment
+    /// (measured: 125 of 1,500).
     pub fn peer(&self, address: SocketAddr, fresh: bool) -> HttpPeer {
         let ms = Duration::from_millis;
         let mut peer = HttpPeer::new(address, self.tls, self.sni.clone());

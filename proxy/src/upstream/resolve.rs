@@ -1,7 +1,9 @@
 //! The engine's address, resolved in the background.
 //!
-//! Why: pingora's own `HttpPeer::new("host:port")` resolves on the request path, blocking, and panics when it fails.
-//! Invariant: reading the address is one atomic load; a failed resolution keeps the last good address.
+//! Why: pingora's own `HttpPeer::new("host:port")` resolves on the request path, blocking, and
+//! panics when it fails.
+//! Invariant: reading the address is one atomic load; a failed resolution keeps the last good
+//! address.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -60,8 +62,8 @@ pub async fn keep_resolving(
     }
 }
 
-/// Keeps the address in use while it is among those found, so that pooled connections stay useful; else prefers IPv4,
-/// which is where engines on `localhost` listen.
+/// Keeps the address in use while it is among those found, so that pooled connections stay useful;
+/// else prefers IPv4, which is where engines on `localhost` listen.
 fn choose(
     found: &mut dyn Iterator<Item = SocketAddr>,
     current: Option<SocketAddr>,

@@ -1,11 +1,11 @@
 //! When a request may be sent to the engine again.
 //!
-//! Pingora never retries a POST, and answers 502 when the engine closed a pooled connection in the moment in which the
-//! request was written to it (measured: 29-65 of 1,500). Such a request was not begun by anybody, so it is safe to send
-//! again, if its body is still here in full.
+//! Pingora never retries a POST, and answers 502 when the engine closed a pooled connection in the
+//! moment in which the request was written to it (measured: 29-65 of 1,500). Such a request was not
+//! begun by anybody, so it is safe to send again, if its body is still here in full.
 //!
-//! Invariant: a request is sent again only when not one byte of a response has been seen, on a connection that had been
-//! used before, with its whole body at hand.
+//! Invariant: a request is sent again only when not one byte of a response has been seen, on a
+//! connection that had been used before, with its whole body at hand.
 
 use pingora::{Error, ErrorSource, ErrorType};
 

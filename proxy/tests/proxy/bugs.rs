@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::Request;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::client::{ask, chat, post};
+use crate::client::{ask, chat, chunked, post};
 use crate::harness::Proxy;
 use crate::origin::Origin;
 
@@ -68,8 +68,9 @@ async fn bodies_that_cannot_be_replayed_get_a_connection_of_their_own() {
                 .status,
             200
         );
-        let chunked = "POST /v1/once/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
-        assert_eq!(ask(proxy.address, chunked.as_bytes()).await.status, 200);
+        let head = chunked("/v1/once/chat/completions");
+        let request = [head.as_slice(), b"3\r\nabc\r\n0\r\n\r\n"].concat();
+        assert_eq!(ask(proxy.address, &request).await.status, 200);
     }
     let mut connections: Vec<u64> = origin.seen().iter().map(|seen| seen.connection).collect();
     connections.sort_unstable();

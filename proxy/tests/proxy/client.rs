@@ -1,4 +1,5 @@
-//! A client for tests: raw HTTP/1.1, so that bodies can be compared byte by byte and connections cut at will.
+//! A client for tests: raw HTTP/1.1, so that bodies can be compared byte by byte and connections
+//! cut at will.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -139,6 +140,12 @@ pub fn post(target: &str, headers: &str, body: &[u8]) -> Vec<u8> {
          Content-Length: {length}\r\n{headers}\r\n"
     );
     [head.as_bytes(), body].concat()
+}
+
+/// The head of a POST whose chunks follow.
+pub fn chunked(target: &str) -> Vec<u8> {
+    let head = format!("POST {target} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+    head.into_bytes()
 }
 
 /// A chat request in the shape that clients send.

@@ -1,6 +1,7 @@
-//! What clients cannot do: reach admin endpoints, speak in hone's name, send more than allowed, leave secrets behind.
+//! What clients cannot do: reach admin endpoints, speak in hone's name, send more than allowed,
+//! leave secrets behind.
 
-use crate::client::{Client, ask, chat, get, post};
+use crate::client::{Client, ask, chat, chunked, get, post};
 use crate::harness::Proxy;
 use crate::origin::Origin;
 
@@ -88,7 +89,7 @@ async fn a_body_over_the_cap_is_refused_by_its_length_or_when_it_gets_there() {
     );
 
     let mut client = Client::connect(proxy.address).await;
-    client.send(b"POST /v1/json/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    client.send(&chunked("/v1/json/chat/completions")).await;
     let chunk = [b"8000\r\n".as_slice(), &vec![b'y'; 0x8000], b"\r\n"].concat();
     for _ in 0..4 {
         client.send(&chunk).await;
@@ -114,7 +115,8 @@ async fn a_client_that_is_still_sending_when_it_is_refused_reads_the_answer() {
 async fn credentials_reach_the_engine_and_are_nowhere_on_disk() {
     let origin = Origin::start().await;
     let mut proxy = Proxy::start(origin.address, "observe").await;
-    let secrets = "Authorization: Bearer sk-very-secret\r\nCookie: s=sk-very-secret\r\nx-api-key: sk-very-secret\r\n";
+    let secrets = "Authorization: Bearer sk-very-secret\r\nCookie: s=sk-very-secret\r\n\
+                   x-api-key: sk-very-secret\r\n";
     for headers in [secrets, "", secrets] {
         ask(
             proxy.address,

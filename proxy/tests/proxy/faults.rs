@@ -1,4 +1,5 @@
-//! What clients and the store see when something breaks: engine down, dying, hanging; client gone or not reading.
+//! What clients and the store see when something breaks: engine down, dying, hanging; client gone
+//! or not reading.
 
 use std::time::Duration;
 

@@ -124,7 +124,8 @@ impl Proxy {
         self.admin_get("/v1/status").await.json()
     }
 
-    /// Waits until all `n` recorded requests have ended, then until nothing is pending; the counters.
+    /// Waits until all `n` recorded requests have ended, then until nothing is pending; the
+    /// counters.
     pub async fn settled(&self, n: u64) -> Value {
         let since = Instant::now();
         loop {

@@ -72,6 +72,15 @@ async fn a_port_that_is_taken_and_a_wrong_policy_are_clear_errors() {
     let error = start_error(cfg).await;
     assert!(error.contains(&origin.address.to_string()) && error.contains("taken"), "{error}");
 
+    let address = "127.0.0.1:1".to_owned();
+    let running = RunFile { pid: 1, address, admin_address: None, started_ms: 1 };
+    running.write(&data, "proxy").unwrap();
+    let mut cfg = config(dir.path(), origin.address);
+    cfg.admin = origin.address;
+    start_error(cfg).await;
+    let left = RunFile::read(&data, "proxy").unwrap();
+    assert_eq!(left, Some(running), "the run file of another proxy stays");
+
     let file = data.policies_dir().join("routes/test.toml");
     std::fs::write(&file, "mode = \"on\"\n").unwrap();
     let error = start_error(config(dir.path(), origin.address)).await;

@@ -1,7 +1,9 @@
-//! The proxy as its clients, its engine and its operator see it: real sockets, a real spool, a real database.
+//! The proxy as its clients, its engine and its operator see it: real sockets, a real spool, a real
+//! database.
 //!
-//! One binary, so that pingora is linked once. `origin` is an engine and `client` a client of raw bytes; `harness` runs
-//! the proxy in a thread of this process, or in a process of its own where signals matter.
+//! One binary, so that pingora is linked once. `origin` is an engine and `client` a client of raw
+//! bytes; `harness` runs the proxy in a thread of this process, or in a process of its own where
+//! signals matter.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,6 +1,7 @@
 //! An engine for tests: raw HTTP/1.1 over TCP, so that a test decides every byte and every close.
 //!
-//! The path says how to behave: `/v1/<kind>/chat/completions?n=<count>&ms=<pause>`. Every request is kept for inspection.
+//! The path says how to behave: `/v1/<kind>/chat/completions?n=<count>&ms=<pause>`. Every request
+//! is kept for inspection.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -146,7 +147,8 @@ async fn serve(tcp: TcpStream, connection: u64, state: Arc<State>) {
         seen.connection = connection;
         let (kind, n, ms) = behaviour(&seen.target);
         if kind == "once" && served == 1 {
-            return; // Closes without an answer, as an engine does whose keep-alive has just run out.
+            // Closes without an answer, as an engine does whose keep-alive has just run out.
+            return;
         }
         if kind == "continue" {
             reader.tcp.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();

@@ -1,4 +1,5 @@
-//! The turns of a data directory, as rows that tests can compare. Read from the database, as a stranger would.
+//! The turns of a data directory, as rows that tests can compare. Read from the database, as a
+//! stranger would.
 
 use hone_shared::data_dir::DataDir;
 use hone_shared::store::Store;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Request;
 use tokio::net::TcpStream;
 
-use crate::client::{Client, ask, chat, post};
+use crate::client::{Client, ask, chat, chunked, post};
 use crate::harness::Proxy;
 use crate::origin::{Origin, stream};
 
@@ -62,7 +62,7 @@ async fn a_chunked_upload_passes_and_keeps_its_bytes() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
     let mut client = Client::connect(proxy.address).await;
-    client.send(b"POST /v1/json/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    client.send(&chunked("/v1/json/chat/completions")).await;
     for _ in 0..3 {
         client.send(b"5\r\nhello\r\n").await;
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -77,7 +77,8 @@ async fn an_expected_100_continue_is_relayed_before_the_body() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
     let mut client = Client::connect(proxy.address).await;
-    let head = "POST /v1/continue/chat/completions HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+    let head = "POST /v1/continue/chat/completions HTTP/1.1\r\nHost: a\r\n\
+                Expect: 100-continue\r\nContent-Length: 4\r\n\r\n";
     client.send(head.as_bytes()).await;
     assert_eq!(client.any_response().await.status, 100);
     client.send(b"body").await;

@@ -1,4 +1,5 @@
-//! What is on record after a request: once, whole, with the generation that was pinned at admission.
+//! What is on record after a request: once, whole, with the generation that was pinned at
+//! admission.
 
 use hone_shared::registry::{AdapterConfig, ManifestDraft, Registry, Weights};
 use hone_shared::turn::Generation;
@@ -21,9 +22,13 @@ fn promote(proxy: &Proxy, seed: u8) -> Generation {
 
 /// The smallest safetensors file that differs by `seed`.
 fn weights(seed: u8) -> Vec<u8> {
-    let header = br#"{"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}"#;
+    let tensor = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    let header = serde_json::json!({
+        tensor: {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]},
+    });
+    let header = header.to_string();
     let length = (header.len() as u64).to_le_bytes();
-    [length.as_slice(), header, &[seed, 0, 0, 0]].concat()
+    [length.as_slice(), header.as_bytes(), &[seed, 0, 0, 0]].concat()
 }
 
 #[tokio::test(flavor = "multi_thread")]
