@@ -3,17 +3,13 @@
 
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-
 use crate::client::{Client, ask, chat, post};
 use crate::harness::{Proxy, eventually};
-use crate::origin::{Origin, event};
+use crate::origin::{Origin, down, event};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_down_is_a_502_that_says_what_to_do_and_serving_goes_on() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let (down, address) = down();
     let proxy = Proxy::start(address, "observe").await;
     let request = post("/v1/json/chat/completions", "", &chat("hello", false));
     let response = ask(proxy.address, &request).await;
@@ -26,7 +22,7 @@ async fn an_engine_that_is_down_is_a_502_that_says_what_to_do_and_serving_goes_o
     assert!(error["message"].as_str().unwrap().contains("hone status"));
     assert!(!response.text().contains(&address.port().to_string()), "no internal address");
 
-    let origin = Origin::on(TcpListener::bind(address).await.unwrap());
+    let origin = Origin::on(down.listen(64).unwrap());
     assert_eq!(ask(proxy.address, &request).await.status, 200);
     assert_eq!(origin.seen().len(), 1);
     let counters = proxy.settled(2).await;

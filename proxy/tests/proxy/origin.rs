@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// One request as the engine saw it.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +70,15 @@ impl Origin {
     pub fn closed_early(&self) -> u64 {
         self.state.closed_early.load(Ordering::SeqCst)
     }
+}
+
+/// An engine that is down: its port is taken, so that nobody else gets it, and refuses connections
+/// until the socket listens.
+pub fn down() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 struct Reader {
