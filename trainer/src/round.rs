@@ -25,7 +25,7 @@ use crate::sample::split::SPLIT_MIN;
 use crate::train::{self, TrainEnd, TrainError};
 use crate::work::{WorkDir, WorkError};
 use crate::workshop::{Workshop, WorkshopError};
-use hone_shared::policy::PolicySet;
+use hone_shared::policy::{PolicySet, Precision};
 use hone_shared::registry::RegistryError;
 use hone_shared::store::{RoundRow, RoundState, StoreError};
 use parts::{Ground, advance, finish};
@@ -90,7 +90,8 @@ pub fn run(
 
     // Train: own rollouts and live replies, one LoRA, a checkpoint after every update.
     advance(shop, row, RoundState::Training)?;
-    let mut compute = (shop.kernels)(&shop.model_dir, ground.route.train.threads)?;
+    let threads = ground.route.train.threads;
+    let mut compute = (shop.kernels)(&shop.model_dir, threads, ground.route.train.precision)?;
     let plan = parts::plan(shop, &ground, &batch)?;
     let stop = shop.shutdown.clone();
     let candidate = match train::train(compute.as_mut(), &plan, &work, &|| stop.is_cancelled())? {
@@ -99,9 +100,11 @@ pub fn run(
         TrainEnd::Stopped(reason) => return finish(shop, row, RoundState::Failed, reason),
     };
     row.metrics["updates"] = json!(work.metrics()?);
+    drop(compute); // One copy of the weights at a time.
 
     // Gate: better on held-out turns, itself on neutral prompts, or it goes no further.
     advance(shop, row, RoundState::Gating)?;
+    let mut compute = (shop.kernels)(&shop.model_dir, threads, Precision::F32)?;
     let case = Case {
         candidate: &candidate,
         incumbent: ground.incumbent.as_ref(),

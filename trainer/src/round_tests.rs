@@ -216,7 +216,7 @@ fn slow_kernels() -> Kernels {
             self.0.gradient(adapter, sequences, loss)
         }
     }
-    std::sync::Arc::new(|dir, threads| Ok(Box::new(Slow(CpuCompute::new(dir, threads)?))))
+    std::sync::Arc::new(|dir, threads, _| Ok(Box::new(Slow(CpuCompute::new(dir, threads)?))))
 }
 
 /// Not a test of its own: the process that `kill_nine…` kills.

@@ -4,12 +4,13 @@
 //!
 //! Invariant: an adapter is only taken from the registry, and only if it was made for this base.
 
-use crate::compute::{Compute, ComputeError, CpuCompute};
+use crate::compute::{self, Compute, ComputeError, CpuCompute, Limits};
 use crate::driver::Driver;
 use crate::publish::ProxyAdmin;
 use crate::sample::render::Renderer;
 use hone_model::lora::{Lora, LoraError};
 use hone_shared::data_dir::DataDir;
+use hone_shared::policy::Precision;
 use hone_shared::registry::{Registry, RegistryError};
 use hone_shared::store::Store;
 use hone_shared::turn::Generation;
@@ -18,14 +19,21 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-/// Makes the kernels for a model directory and a number of threads (0: all). Made for each round,
-/// so that an idle trainer holds no weights.
+/// Makes the kernels for a model directory, a number of threads (0: all) and a precision. Made for
+/// each round, so that an idle trainer holds no weights.
 pub type Kernels =
-    Arc<dyn Fn(&Path, usize) -> Result<Box<dyn Compute>, ComputeError> + Send + Sync>;
+    Arc<dyn Fn(&Path, usize, Precision) -> Result<Box<dyn Compute>, ComputeError> + Send + Sync>;
 
 /// The kernels that run on the CPU.
 pub fn cpu_kernels() -> Kernels {
-    Arc::new(|dir, threads| Ok(Box::new(CpuCompute::new(dir, threads)?) as Box<dyn Compute>))
+    Arc::new(|dir, threads, precision| {
+        let precision = match precision {
+            Precision::Bf16 => compute::Precision::Bf16,
+            Precision::F32 => compute::Precision::F32,
+        };
+        let limits = Limits { precision, ..Limits::default() };
+        Ok(Box::new(CpuCompute::with_limits(dir, threads, limits)?) as Box<dyn Compute>)
+    })
 }
 
 /// Why an adapter cannot be used.

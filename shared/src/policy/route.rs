@@ -110,6 +110,17 @@ pub struct RoundPolicy {
     pub per_tenant_max: usize,
 }
 
+/// Arithmetic of training. The gate always computes in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16 operands with f32 sums where the processor has them, f32 elsewhere: about 1.6 times as fast.
+    #[default]
+    Bf16,
+    /// f32 throughout.
+    F32,
+}
+
 /// Whose distribution, with the hint, is taught.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -145,6 +156,8 @@ pub struct TrainPolicy {
     pub weight_decay: f64,
     /// Whose distribution, with the hint, is taught.
     pub teacher: Teacher,
+    /// Arithmetic of training.
+    pub precision: Precision,
     /// Whether a round continues from the incumbent's adapter instead of a fresh one.
     pub warm_start: bool,
     pub seed: u64,
@@ -230,6 +243,8 @@ struct RawTrain {
     weight_decay: Option<f64>,
     #[serde(default)]
     teacher: Teacher,
+    #[serde(default)]
+    precision: Precision,
     warm_start: Option<bool>,
     seed: Option<f64>,
     threads: Option<f64>,
@@ -332,6 +347,7 @@ impl RawTrain {
             adam_beta2: check.real("train.adam_beta2", self.adam_beta2)?,
             weight_decay: check.real("train.weight_decay", self.weight_decay)?,
             teacher: self.teacher,
+            precision: self.precision,
             warm_start: self.warm_start.unwrap_or(true),
             seed: check.long("train.seed", self.seed)?,
             threads: check.count("train.threads", self.threads)?,

@@ -104,7 +104,7 @@ async fn one_workload(
             samples.entry(target.name).or_default().push(Sample::of(seen, cpu));
         }
     }
-    let mut mid = |name: &str, field: fn(&Sample) -> f64| {
+    let mid = |name: &str, field: fn(&Sample) -> f64| {
         median(&mut samples.get(name).map_or_else(Vec::new, |all| all.iter().map(field).collect()))
     };
     let (direct_p50, direct_rps) = (mid("direct", |s| s.p50), mid("direct", |s| s.rps));

@@ -52,7 +52,7 @@ pub fn run(args: BenchTrainerArgs) -> anyhow::Result<()> {
     let sampled = bench.sample_tokens_per_second(16, 48)?;
     if args.json {
         let value = serde_json::json!({"threads": threads, "rows": rows,
-            "sample_16_rows_tokens_per_second": sampled, "torch": torch.map(|torch| torch.version)});
+            "sample_16_rows_tokens_per_second": sampled, "torch": torch.as_ref().map(|torch| &torch.version)});
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         print(&rows, sampled, threads);

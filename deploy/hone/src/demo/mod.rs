@@ -33,7 +33,7 @@ const CORRECTIONS_PER_WAVE: usize = 6;
 /// Generations that the demo asks for at most.
 const GENERATIONS_MAX: usize = 3;
 /// Times that each held-out question is asked, with different seeds.
-const TIMES_HELD_OUT: u64 = 2;
+const TIMES_HELD_OUT: u64 = 1;
 /// Conversations that the user holds at the same time.
 const CONCURRENCY: usize = 3;
 

@@ -25,7 +25,7 @@ pub const ASKED: [&str; 20] = [
 ];
 
 /// Questions on which every generation is measured.
-pub const HELD_OUT: [&str; 12] = [
+pub const HELD_OUT: [&str; 16] = [
     "How do I make a cup of tea?",
     "Why is the ocean salty?",
     "How can I stay focused while I study?",
@@ -38,4 +38,8 @@ pub const HELD_OUT: [&str; 12] = [
     "How can I wake up early?",
     "How do I make a simple salad?",
     "What causes thunder?",
+    "How do I keep bread fresh?",
+    "What should I wear on a rainy day?",
+    "How do I peel garlic quickly?",
+    "Why do we yawn?",
 ];

@@ -116,6 +116,8 @@ impl Life {
             .kill_on_drop(true)
             .spawn()?;
         let pid = process.id();
+        // `wait` would close the pipe at once; it must stay open for as long as we want the child to live.
+        let lifeline = process.stdin.take();
         tokio::select! {
             status = process.wait() => return Ok(status?),
             () = stop.cancelled() => {}
@@ -123,7 +125,7 @@ impl Life {
         if let Some(pid) = pid {
             os::terminate(pid)?;
         }
-        // `wait` closes the child's standard input, which asks for the same once more.
+        drop(lifeline);
         Ok(process.wait().await?)
     }
 }
