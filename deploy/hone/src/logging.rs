@@ -11,7 +11,9 @@ pub fn start(cli: &Cli) {
     let fallback = match cli.verbose {
         0 => default_filter(cli),
         1 => "info,hone=info,pingora=warn,mistralrs_core=warn",
-        _ => "info,hone=debug,hone_proxy=debug,hone_trainer=debug,hone_backend=debug,hone_shared=debug",
+        _ => {
+            "info,hone=debug,hone_proxy=debug,hone_trainer=debug,hone_backend=debug,hone_shared=debug"
+        }
     };
     let filter = EnvFilter::try_from_env("HONE_LOG").unwrap_or_else(|_| EnvFilter::new(fallback));
     let builder = tracing_subscriber::fmt()

@@ -26,7 +26,8 @@ pub fn ensure(data: &DataArgs, source: &str) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(&models)
         .with_context(|| format!("cannot create {}", models.display()))?;
     let source = fetch::ModelSource::parse(source).context("which model?")?;
-    fetch::get(&source, &models, &hone_model::progress::Bars::default()).context("cannot obtain the model")
+    fetch::get(&source, &models, &hone_model::progress::Bars::default())
+        .context("cannot obtain the model")
 }
 
 fn list(data: &DataArgs, json: bool) -> anyhow::Result<()> {

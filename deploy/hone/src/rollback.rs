@@ -23,7 +23,9 @@ pub fn run(args: &RollbackArgs) -> anyhow::Result<()> {
         .context("the alias was not moved")?;
     let told = runtime()?.block_on(tell_proxy(&data));
     if let Err(error) = &told {
-        eprintln!("note: the proxy could not be told ({error:#}); if it runs, it follows within a second");
+        eprintln!(
+            "note: the proxy could not be told ({error:#}); if it runs, it follows within a second"
+        );
     }
     if args.json {
         let value = json!({"alias": args.alias, "from": before.generation, "to": after.generation,

@@ -22,7 +22,8 @@ pub fn data_dir(args: &DataArgs) -> anyhow::Result<DataDir> {
     };
     let path = std::path::absolute(&path)?;
     let data = DataDir::new(&path);
-    data.create().with_context(|| format!("cannot create the data directory {}", path.display()))?;
+    data.create()
+        .with_context(|| format!("cannot create the data directory {}", path.display()))?;
     Ok(data)
 }
 

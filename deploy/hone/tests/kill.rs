@@ -36,7 +36,9 @@ fn after_twenty_kills_every_answered_turn_is_stored_exactly_once() {
         let victim = ["backend", "proxy", "trainer"][random.random_range(0..3)];
         let pid = up.run_file(victim).pid;
         signal("KILL", pid);
-        wait_for(Duration::from_secs(120), victim, || (up.run_file(victim).pid != pid).then_some(()));
+        wait_for(Duration::from_secs(120), victim, || {
+            (up.run_file(victim).pid != pid).then_some(())
+        });
     }
     // The last one killed may still be loading: traffic must flow again before it ends.
     let before = answered.lock().unwrap().values().filter(|status| **status == 200).count();
@@ -128,7 +130,8 @@ fn check_store(data: &hone_shared::data_dir::DataDir, answered: &HashMap<String,
     for id in &ids {
         let turn = store.turn(id.parse().unwrap()).unwrap().expect("a listed turn exists");
         let asked = turn.messages.last().and_then(|message| message["content"].as_str());
-        let marker = asked.and_then(|text| text.split([' ', '.', ',']).find(|w| w.starts_with("marker-")));
+        let marker =
+            asked.and_then(|text| text.split([' ', '.', ',']).find(|w| w.starts_with("marker-")));
         if let Some(marker) = marker {
             *stored.entry(marker.to_string()).or_default() += 1;
         }

@@ -37,7 +37,10 @@ fn the_unchanged_openai_client_works_and_every_turn_is_stored() {
         let turns = store.counts().unwrap().turns;
         (turns >= 8).then_some(turns)
     });
-    assert_eq!(turns, 8, "six chat answers and two refusals, one of them for max_tokens; completions observed");
+    assert_eq!(
+        turns, 8,
+        "six chat answers and two refusals, one of them for max_tokens; completions observed"
+    );
     let seen = status(&up);
     assert_eq!(seen["processes"]["proxy"]["alive"], true, "{seen}");
     assert!(seen["routes"].as_array().is_some_and(|routes| !routes.is_empty()), "{seen}");
@@ -71,7 +74,8 @@ fn with_learning_off_bodies_are_byte_identical_and_nothing_is_stored() {
 /// Two answers to the same question differ in their id and time, by the engine's own doing; nothing else may differ.
 fn without_identity(body: &[u8]) -> String {
     let text = String::from_utf8(body.to_vec()).expect("UTF-8");
-    let id = regex::Regex::new(r#""id":"[^"]*"|"created":\d+|"[a-z_]*(_sec|_tok_per_sec)":[0-9.e+-]+"#);
+    let id =
+        regex::Regex::new(r#""id":"[^"]*"|"created":\d+|"[a-z_]*(_sec|_tok_per_sec)":[0-9.e+-]+"#);
     id.expect("pattern").replace_all(&text, "").into_owned()
 }
 

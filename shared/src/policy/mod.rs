@@ -31,7 +31,8 @@ pub use gate::GatePolicy;
 pub use judge::{HintMode, HintPolicy, JudgePolicy, LlmJudge, Pattern, RuleHit, Rules};
 pub use limits::{LIMITS, Limit};
 pub use route::{
-    CapturePolicy, Precision, RoundPolicy, RouteMatch, RoutePolicy, StopPolicy, Teacher, TrainPolicy,
+    CapturePolicy, Precision, RoundPolicy, RouteMatch, RoutePolicy, StopPolicy, Teacher,
+    TrainPolicy,
 };
 pub use watch::PolicyWatch;
 

@@ -88,14 +88,20 @@ async fn ask(
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
     }
-    if buffer.starts_with(b"HTTP/1.1 200") { Ok(()) } else { Err(std::io::ErrorKind::InvalidData.into()) }
+    if buffer.starts_with(b"HTTP/1.1 200") {
+        Ok(())
+    } else {
+        Err(std::io::ErrorKind::InvalidData.into())
+    }
 }
 
 fn is_whole(buffer: &[u8], streamed: bool) -> bool {
     if streamed && buffer.starts_with(b"HTTP/1.1 200") {
         return buffer.ends_with(b"0\r\n\r\n");
     }
-    let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return false;
+    };
     let head = String::from_utf8_lossy(&buffer[..end]).to_ascii_lowercase();
     let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
     let length: usize = length.and_then(|value| value.trim().parse().ok()).unwrap_or(0);

@@ -41,7 +41,8 @@ async fn serve(mut stream: TcpStream, json: bytes::Bytes, chunks: std::sync::Arc
 }
 
 async fn write_stream(stream: &mut TcpStream, chunks: &[Vec<u8>]) -> std::io::Result<()> {
-    let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head =
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.write_all(head).await?;
     for chunk in chunks {
         stream.write_all(chunk).await?;
@@ -50,7 +51,10 @@ async fn write_stream(stream: &mut TcpStream, chunks: &[Vec<u8>]) -> std::io::Re
 }
 
 /// Reads one request; `Some(true)` when it asks for a stream, `None` at the end of the connection.
-async fn next_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<Option<bool>> {
+async fn next_request(
+    stream: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+) -> std::io::Result<Option<bool>> {
     loop {
         if let Some((end, body_len)) = complete_head(buffer) {
             if buffer.len() >= end + body_len {
@@ -89,10 +93,12 @@ fn json_answer() -> bytes::Bytes {
 
 fn sse_chunks() -> std::sync::Arc<Vec<Vec<u8>>> {
     let event = |index: usize| {
-        let finish = if index + 1 == CHUNKS { serde_json::json!("stop") } else { serde_json::Value::Null };
+        let finish =
+            if index + 1 == CHUNKS { serde_json::json!("stop") } else { serde_json::Value::Null };
         let chunk = serde_json::json!({"id": "bench", "object": "chat.completion.chunk", "created": 0,
             "model": "bench", "choices": [{"index": 0, "delta": {"content": " word"}, "finish_reason": finish}]});
-        let data = if index < CHUNKS { format!("data: {chunk}\n\n") } else { "data: [DONE]\n\n".into() };
+        let data =
+            if index < CHUNKS { format!("data: {chunk}\n\n") } else { "data: [DONE]\n\n".into() };
         format!("{:x}\r\n{data}\r\n", data.len()).into_bytes()
     };
     std::sync::Arc::new((0..=CHUNKS).map(event).collect())

@@ -166,7 +166,8 @@ impl Target {
         // Fields count from the closing bracket of the name, which may itself contain spaces.
         let fields: Vec<&str> =
             stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let tick = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+        let tick =
+            |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
         Ok(Some((tick(11) + tick(12)) / TICKS_PER_SECOND))
     }
 }
@@ -174,17 +175,17 @@ impl Target {
 fn plain(origin: SocketAddr) -> anyhow::Result<Target> {
     let address = free_port()?;
     let process = spawn(&[
-        "bench", "plain-proxy", "--listen", &address.to_string(), "--upstream", &origin.to_string(),
+        "bench",
+        "plain-proxy",
+        "--listen",
+        &address.to_string(),
+        "--upstream",
+        &origin.to_string(),
     ])?;
     Ok(Target { name: "plain pingora", address, process: Some(process) })
 }
 
-fn hone(
-    name: &'static str,
-    mode: &str,
-    origin: SocketAddr,
-    home: &Path,
-) -> anyhow::Result<Target> {
+fn hone(name: &'static str, mode: &str, origin: SocketAddr, home: &Path) -> anyhow::Result<Target> {
     let address = free_port()?;
     let data = hone_shared::data_dir::DataDir::new(&home.join(mode));
     data.create()?;
@@ -192,13 +193,25 @@ fn hone(
     let route = data.policies_dir().join("routes/chat.toml");
     let text = std::fs::read_to_string(&route)?;
     let lines = text.lines().map(|line| {
-        if line.trim_start().starts_with("mode") { format!("mode = \"{mode}\"") } else { line.into() }
+        if line.trim_start().starts_with("mode") {
+            format!("mode = \"{mode}\"")
+        } else {
+            line.into()
+        }
     });
     std::fs::write(&route, lines.collect::<Vec<_>>().join("\n"))?;
     let process = spawn(&[
-        "proxy", "--data", &data.path().display().to_string(), "--listen", &address.to_string(),
-        "--admin", &free_port()?.to_string(), "--engine", &format!("http://{origin}"),
-        "--threads", "1",
+        "proxy",
+        "--data",
+        &data.path().display().to_string(),
+        "--listen",
+        &address.to_string(),
+        "--admin",
+        &free_port()?.to_string(),
+        "--engine",
+        &format!("http://{origin}"),
+        "--threads",
+        "1",
     ])?;
     Ok(Target { name, address, process: Some(process) })
 }
@@ -231,10 +244,19 @@ async fn wait_for(target: &Target) -> anyhow::Result<()> {
 
 fn print(rows: &[Row]) {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header([
-        "workload", "clients", "target", "p50 µs", "p99 µs", "req/s", "CPU µs/req",
-        "added p50 ÷ plain", "CPU ÷ plain", "req/s ÷ direct", "failed",
+        "workload",
+        "clients",
+        "target",
+        "p50 µs",
+        "p99 µs",
+        "req/s",
+        "CPU µs/req",
+        "added p50 ÷ plain",
+        "CPU ÷ plain",
+        "req/s ÷ direct",
+        "failed",
     ]);
     let number = |value: Option<f64>, digits: usize| {
         value.map_or_else(String::new, |value| format!("{value:.digits$}"))

@@ -129,8 +129,10 @@ impl Bench {
 
     /// Aggregate sampling rate over `rows` replies of one prompt that never end before the cap.
     fn sample_tokens_per_second(&mut self, rows: usize, tokens: usize) -> anyhow::Result<f64> {
-        let prompt: Vec<u32> = (0..32).map(|t| ((t * 104_729 + 13) % self.vocabulary) as u32).collect();
-        let params = SampleParams { temperature: 0.7, tokens_max: tokens, eos: Vec::new(), seed: 17 };
+        let prompt: Vec<u32> =
+            (0..32).map(|t| ((t * 104_729 + 13) % self.vocabulary) as u32).collect();
+        let params =
+            SampleParams { temperature: 0.7, tokens_max: tokens, eos: Vec::new(), seed: 17 };
         let started = Instant::now();
         let replies = self.compute.sample(Some(&self.lora), &[prompt], rows, &params)?;
         let drawn: usize = replies.iter().flatten().map(|reply| reply.tokens.len()).sum();
@@ -159,7 +161,8 @@ impl Torch {
         let ask = child.stdin.take().context("no stdin")?;
         let answers = BufReader::new(child.stdout.take().context("no stdout")?);
         let mut torch = Torch { child, ask, answers, version: Value::Null };
-        torch.version = torch.answer().context("does this Python have torch, transformers and peft?")?;
+        torch.version =
+            torch.answer().context("does this Python have torch, transformers and peft?")?;
         Ok(torch)
     }
 
@@ -185,7 +188,7 @@ impl Drop for Torch {
 
 fn print(rows: &[Row], sampled: f64, threads: usize) {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header(["task", "batch", "hone tok/s", "PyTorch tok/s", "ratio"]);
     let or_blank =
         |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2}"));

@@ -53,7 +53,10 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
         } else {
             report.print();
         }
-        anyhow::ensure!(!report.generations.is_empty(), "no generation was promoted: nothing learned");
+        anyhow::ensure!(
+            !report.generations.is_empty(),
+            "no generation was promoted: nothing learned"
+        );
         Ok(())
     })
 }
@@ -88,7 +91,8 @@ fn fresh_directory(data: &Path) -> anyhow::Result<PathBuf> {
     if home.exists() {
         let ours = home.join("store.sqlite").exists() || home.join("run").exists();
         anyhow::ensure!(ours, "{} is not an earlier demo: move it away", home.display());
-        std::fs::remove_dir_all(&home).with_context(|| format!("cannot empty {}", home.display()))?;
+        std::fs::remove_dir_all(&home)
+            .with_context(|| format!("cannot empty {}", home.display()))?;
     }
     DataDir::new(&home).create()?;
     Ok(home)
@@ -231,12 +235,7 @@ impl<'a> Story<'a> {
         let strayed = again.iter().filter(|reply| reply.generation != "base").count();
         anyhow::ensure!(strayed == 0, "{strayed} replies after the rollback were not base's");
         let firsts: Vec<Reply> = self.first_wave.iter().map(|(_, reply)| reply.clone()).collect();
-        let pairs = questions::HELD_OUT
-            .iter()
-            .zip(before.iter().zip(&after))
-            .take(2)
-            .map(|(question, (old, new))| ((*question).to_string(), old.clone(), new.clone()))
-            .collect();
+        let pairs = typical_pairs(&before, &after);
         Ok(Report {
             base: Base { held_out: Measure::of(&before), trained_on: Measure::of(&firsts) },
             generations,
@@ -246,13 +245,27 @@ impl<'a> Story<'a> {
         })
     }
 
-    async fn move_alias(&self, from: &Generation, to: &Generation, why: &str) -> anyhow::Result<()> {
+    async fn move_alias(
+        &self,
+        from: &Generation,
+        to: &Generation,
+        why: &str,
+    ) -> anyhow::Result<()> {
         if from != to {
             self.registry.move_alias(ALIAS, from, to, why)?;
             crate::rollback::tell_proxy(&self.data).await?;
         }
         Ok(())
     }
+}
+
+/// The two held-out questions whose answers have the middle lengths after learning: neither the best nor the worst.
+fn typical_pairs(before: &[Reply], after: &[Reply]) -> Vec<(String, Reply, Reply)> {
+    let mut all: Vec<_> = questions::HELD_OUT.iter().zip(before.iter().zip(after)).collect();
+    all.sort_by_key(|(_, (_, new))| new.tokens);
+    let middle = all.len().saturating_sub(2) / 2;
+    let pairs = all.into_iter().skip(middle).take(2);
+    pairs.map(|(asked, (old, new))| (asked.to_string(), old.clone(), new.clone())).collect()
 }
 
 /// One conversation: a question, and a correction if the answer breaks the user's rule.

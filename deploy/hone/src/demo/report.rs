@@ -46,10 +46,17 @@ impl Report {
     /// The table, the request counts and the closing comparison.
     pub fn print(&self) {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
         table.set_header([
-            "generation", "corrections", "to served", "questions", "replies", "tokens", "lists",
-            "ended", "keeps the rule",
+            "generation",
+            "corrections",
+            "to served",
+            "questions",
+            "replies",
+            "tokens",
+            "lists",
+            "ended",
+            "keeps the rule",
         ]);
         row(&mut table, ["base", "0", ""], "held out", &self.base.held_out);
         row(&mut table, ["", "", ""], "trained on", &self.base.trained_on);

@@ -55,7 +55,9 @@ mod tests {
 
     #[test]
     fn lists_and_bold_text_break_the_rule_but_a_dash_inside_a_sentence_does_not() {
-        for text in ["1. Boil it", "Do this:\n- boil it", "Do this:\n  * boil", "It is **hot**.", "2) x"] {
+        for text in
+            ["1. Boil it", "Do this:\n- boil it", "Do this:\n  * boil", "It is **hot**.", "2) x"]
+        {
             assert!(has_list(text), "{text:?}");
         }
         assert!(!has_list("Ten minutes - not more - is enough; 3.5 is pi-like."));

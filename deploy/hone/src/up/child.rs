@@ -104,7 +104,10 @@ impl Life {
         }
     }
 
-    async fn live_once(&self, stop: &CancellationToken) -> anyhow::Result<std::process::ExitStatus> {
+    async fn live_once(
+        &self,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<std::process::ExitStatus> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut process = Command::new(&self.program)
             .args(&self.args)

@@ -117,10 +117,17 @@ impl System {
                 return Ok(());
             }
             if let Some(child) = self.children.iter().find(|child| child.deaths() >= DEATHS_MAX) {
-                anyhow::bail!("{} does not start; its log ends:\n{}", child.name, child.log_tail(12));
+                anyhow::bail!(
+                    "{} does not start; its log ends:\n{}",
+                    child.name,
+                    child.log_tail(12)
+                );
             }
             if started.elapsed() > READY_MAX {
-                anyhow::bail!("{name} was not ready after {READY_MAX:?}; see {}", self.log_dir.display());
+                anyhow::bail!(
+                    "{name} was not ready after {READY_MAX:?}; see {}",
+                    self.log_dir.display()
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -148,8 +155,9 @@ struct Addresses {
 impl Addresses {
     /// Fixes every port now: a child that is started again must come back under the same address.
     fn choose(args: &UpArgs) -> anyhow::Result<Addresses> {
-        let listen = free(args.listen)
-            .with_context(|| format!("cannot listen on {}: choose another --listen", args.listen))?;
+        let listen = free(args.listen).with_context(|| {
+            format!("cannot listen on {}: choose another --listen", args.listen)
+        })?;
         let admin = free(args.admin)
             .with_context(|| format!("cannot listen on {}: choose another --admin", args.admin))?;
         let engine = free(SocketAddr::from(([127, 0, 0, 1], 0)))?;
@@ -175,6 +183,8 @@ fn lock(data_path: &Path) -> anyhow::Result<File> {
             "`hone up` runs already in {}: use `hone status`, or another --data",
             data_path.display()
         ),
-        Err(std::fs::TryLockError::Error(error)) => Err(error).context("cannot lock the data directory"),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).context("cannot lock the data directory")
+        }
     }
 }
