@@ -65,9 +65,10 @@ fn after_twenty_kills_every_answered_turn_is_stored_exactly_once() {
 fn small_rounds(policies: &std::path::Path) {
     let route = policies.join("routes/chat.toml");
     let text = std::fs::read_to_string(&route).unwrap();
+    let matches = text.split("\n[round]").next().unwrap_or_default();
     let small = "\n[round]\nsamples_min = 3\nage_ms_max = 5000\n\n\
                  [train]\nupdates = 2\nreplies = 1\nreply_tokens_max = 12\n";
-    std::fs::write(&route, text + small).unwrap();
+    std::fs::write(&route, format!("{matches}{small}")).unwrap();
 }
 
 fn start_client(
@@ -137,10 +138,13 @@ fn check_store(data: &hone_shared::data_dir::DataDir, answered: &HashMap<String,
         }
     }
     let dropped: u64 = store.counts().unwrap().dropped.values().sum();
-    let lost: Vec<_> = answered.keys().filter(|marker| !stored.contains_key(*marker)).collect();
-    let twice: Vec<_> = stored.iter().filter(|(_, count)| **count > 1).collect();
+    let whole = answered.iter().filter(|(_, status)| **status == 200).map(|(marker, _)| marker);
+    let lost: Vec<_> = whole.filter(|marker| !stored.contains_key(*marker)).take(5).collect();
+    let twice: Vec<_> = stored.iter().filter(|(_, count)| **count > 1).take(5).collect();
     eprintln!("{} answered, {} stored, {dropped} dropped with a reason", answered.len(), ids.len());
-    assert!(lost.len() as u64 <= dropped, "lost without a reason: {lost:?}");
+    assert!(lost.is_empty() || dropped > 0, "lost without a reason: {lost:?}");
     assert!(twice.is_empty(), "stored twice: {twice:?}");
+    // While the engine is away nobody reads the request, so those turns carry no marker: they are counted instead.
+    assert!(ids.len() as u64 + dropped >= answered.len() as u64, "fewer turns than answers");
     assert!(answered.values().any(|status| *status == 200));
 }
