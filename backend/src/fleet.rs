@@ -96,6 +96,11 @@ impl Fleet {
         self.current.load_full()
     }
 
+    /// The chat template renders `tool_calls` itself.
+    pub fn tells_calls(&self) -> bool {
+        self.model.tells_calls
+    }
+
     /// The settings.
     pub fn config(&self) -> &BackendConfig {
         &self.config

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mistralrs_core::{
+use mistralrs::core::{
     Constraint, NormalRequest, Request, RequestMessage, Response, SamplingParams, ToolChoice,
 };
 use serde::de::IgnoredAny;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use hone_shared::turn::Generation;
-use mistralrs_core::{
+use mistralrs::core::{
     AdapterPaths, DefaultSchedulerMethod, DeviceMapMetadata, DeviceMapSetting, LocalModelPaths,
     LoraAdapterPaths, MistralRsBuilder, ModelDType, ModelPaths, NormalLoaderBuilder,
     NormalSpecificConfig, SchedulerConfig,

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use mistralrs_core::NormalLoaderType;
+use mistralrs::core::NormalLoaderType;
 use serde_json::Value;
 
 use crate::error::BackendError;
@@ -34,6 +34,8 @@ pub struct ModelFiles {
     pub tokenizer: PathBuf,
     /// `chat_template.jinja` if there is one, else `tokenizer_config.json`.
     pub template: PathBuf,
+    /// The template renders `tool_calls` itself.
+    pub tells_calls: bool,
     /// `generation_config.json`, if there is one.
     pub generation_config: Option<PathBuf>,
     /// The safetensors files.
@@ -74,12 +76,14 @@ impl ModelFiles {
         let elements: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
         let jinja = dir.join("chat_template.jinja");
         let template = if jinja.is_file() { jinja } else { need("tokenizer_config.json")? };
+        let template_text = std::fs::read_to_string(&template).map_err(|e| fail(e.to_string()))?;
         let generation_config = Some(dir.join("generation_config.json")).filter(|p| p.is_file());
         Ok(Self {
             tokenizer: need("tokenizer.json")?,
             dir: dir.to_owned(),
             config,
             template,
+            tells_calls: template_text.contains("tool_calls"),
             generation_config,
             weights,
             family,

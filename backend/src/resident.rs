@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use hone_shared::clock::now_ms;
 use hone_shared::turn::Generation;
-use mistralrs_core::llguidance::toktrie::TokEnv;
-use mistralrs_core::{MistralRs, Request};
+use mistralrs::core::llguidance::toktrie::TokEnv;
+use mistralrs::core::{MistralRs, Request};
 use tokio::sync::{Semaphore, mpsc};
 
 /// How many sequences may be inside one engine on the CPU: one.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Tensor};
-use mistralrs_core::CustomLogitsProcessor;
+use mistralrs::core::CustomLogitsProcessor;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// How tokens are drawn.

@@ -15,7 +15,7 @@ use hone_backend::generate::{Run, Waits};
 use hone_backend::request::{Limits, chat, object};
 use hone_backend::select::Selection;
 use hone_shared::turn::Generation;
-use mistralrs_core::Request;
+use mistralrs::core::Request;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +24,7 @@ async fn a_dead_engine_fails_its_requests_at_once_and_is_rebuilt() {
     let fleet = Fleet::start(BackendConfig::new(bed::model_dir(), "smol", any)).await.unwrap();
     let base = Selection::Generation(Generation::base());
     let body = bed::ask("Tell me a long story.", 500).to_string();
-    let limits = Limits { choices_max: 1, tokens_default_max: 500 };
+    let limits = Limits { choices_max: 1, tokens_default_max: 500, tells_calls: true };
     let job = chat::parse(&object(body.as_bytes()).unwrap(), &limits).unwrap();
     let waits = Waits { turn: Duration::from_secs(60), token: Duration::from_secs(60) };
     let lease = fleet.lease(&base).await.unwrap();

@@ -10,8 +10,8 @@
 //! * [`ingest`]: spool → SQLite, in the background. [`swap`]: policies and aliases, watched.
 //! * [`admin`]: health, metrics, status and refresh, on a listener of its own.
 //!
-//! Invariants: bodies cross unchanged; nothing on the path of a request waits for disk or for a name
-//! server; a turn answered to a client is stored, or counted as dropped with a reason.
+//! Invariants: bodies cross unchanged; nothing on the path of a request waits for disk or for a
+//! name server; a turn answered to a client is stored, or counted as dropped with a reason.
 
 pub mod admin;
 pub mod admit;

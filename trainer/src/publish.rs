@@ -7,7 +7,8 @@
 //! proxy refresh      the proxy re-reads its aliases now           best effort (it polls anyway)
 //! driver.unload      what is older than the previous generation   best effort
 //! ```
-//! Every step can be repeated, so a promotion that was killed anywhere is finished by doing it again.
+//! Every step can be repeated, so a promotion that was killed anywhere is finished by doing it
+//! again.
 //!
 //! Invariant: an alias moves only after the engine has confirmed the generation, and only from the
 //! generation that the candidate was compared with.

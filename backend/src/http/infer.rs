@@ -27,6 +27,7 @@ pub fn limits(app: &App) -> Limits {
     Limits {
         choices_max: app.config.choices_max.min(app.config.sequences_max),
         tokens_default_max: app.config.tokens_default_max,
+        tells_calls: app.fleet().is_ok_and(|fleet| fleet.tells_calls()),
     }
 }
 

@@ -1,8 +1,9 @@
 //! `POST /v1/chat/completions`: messages, tools and response formats.
 
 use either::Either;
+use hone_model::chat::normalise;
 use indexmap::IndexMap;
-use mistralrs_core::{MessageContent, RequestMessage, Tool};
+use mistralrs::core::{MessageContent, RequestMessage, Tool};
 use serde_json::{Map, Value, json};
 
 use super::params::{ALTERNATIVES_MAX, Params, refuse};
@@ -27,7 +28,7 @@ pub fn parse(body: &Map<String, Value>, limits: &Limits) -> Result<Job, ApiError
         }
         (false, _) => None,
     };
-    let messages = messages(&fields)?;
+    let messages = messages(&fields, limits.tells_calls)?;
     let (tools, callable, forced) = tools(&fields)?;
     let schema = match (response_schema(&fields)?, forced) {
         (Some(_), Some(_)) => {
@@ -58,7 +59,7 @@ pub fn parse(body: &Map<String, Value>, limits: &Limits) -> Result<Job, ApiError
 
 type Message = IndexMap<String, MessageContent>;
 
-fn messages(fields: &Fields) -> Result<Vec<Message>, ApiError> {
+fn messages(fields: &Fields, tells_calls: bool) -> Result<Vec<Message>, ApiError> {
     let list = match fields.get("messages") {
         None => return Err(ApiError::value("messages", "`messages` is missing.")),
         Some(Value::Array(list)) if list.is_empty() => {
@@ -72,28 +73,31 @@ fn messages(fields: &Fields) -> Result<Vec<Message>, ApiError> {
         .map(|(index, value)| {
             let place = format!("messages[{index}]");
             let map = value.as_object().ok_or_else(|| wrong(&place, "an object", value))?;
-            message(map, &place)
+            message(map, &place, &normalise(value, tells_calls))
         })
         .collect()
 }
 
-fn message(map: &Map<String, Value>, place: &str) -> Result<Message, ApiError> {
-    let role = map.get("role").unwrap_or(&Value::Null);
-    let role = role.as_str().filter(|role| ROLES.contains(role)).ok_or_else(|| {
+/// Checks a message and makes it what the template sees: `shown` is its normal form, the one that
+/// the trainer renders too, so that it learns from exactly the prompt that was served.
+fn message(map: &Map<String, Value>, place: &str, shown: &Value) -> Result<Message, ApiError> {
+    let role = map.get("role").and_then(Value::as_str).filter(|role| ROLES.contains(role));
+    if role.is_none() {
         let name = format!("{place}.role");
-        ApiError::value(&name, format!("`{name}` must be one of {}.", ROLES.join(", ")))
-    })?;
-    // Templates know `system`; `developer` is OpenAI's newer word for it.
-    let role = if role == "developer" { "system" } else { role };
-    let mut message = Message::new();
-    message.insert("role".to_owned(), Either::Left(role.to_owned()));
-    let content = content(map.get("content"), &format!("{place}.content"))?;
+        let message = format!("`{name}` must be one of {}.", ROLES.join(", "));
+        return Err(ApiError::value(&name, message));
+    }
+    check_content(map.get("content"), &format!("{place}.content"))?;
     let calls = map.get("tool_calls").filter(|calls| !calls.is_null());
-    if content.is_none() && calls.is_none() {
+    if map.get("content").is_none_or(Value::is_null) && calls.is_none() {
         let name = format!("{place}.content");
         return Err(ApiError::value(&name, format!("`{name}` is missing.")));
     }
-    message.insert("content".to_owned(), Either::Left(content.unwrap_or_default()));
+    let mut message = Message::new();
+    for key in ["role", "content"] {
+        let text = shown[key].as_str().unwrap_or_default();
+        message.insert(key.to_owned(), Either::Left(text.to_owned()));
+    }
     for key in ["name", "tool_call_id"] {
         if let Some(text) = Fields(map).text(key)? {
             message.insert(key.to_owned(), Either::Left(text.to_owned()));
@@ -106,28 +110,28 @@ fn message(map: &Map<String, Value>, place: &str) -> Result<Message, ApiError> {
     Ok(message)
 }
 
-/// Text as it is, or the text parts of an array joined; `None` if there is none.
-fn content(value: Option<&Value>, place: &str) -> Result<Option<String>, ApiError> {
-    match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(Value::Array(parts)) => {
-            let texts = parts.iter().enumerate().map(|(index, part)| match part["type"].as_str() {
-                Some("text" | "input_text" | "refusal") => part["text"]
-                    .as_str()
-                    .or_else(|| part["refusal"].as_str())
-                    .ok_or_else(|| wrong(&format!("{place}[{index}].text"), "a string", part)),
-                Some(other) => {
-                    let message =
-                        format!("`{place}[{index}]`: this model reads text, not {other}.");
-                    Err(ApiError::of(Code::Unsupported, place, message))
-                }
-                None => Err(wrong(&format!("{place}[{index}]"), "a part with a `type`", part)),
-            });
-            Ok(Some(texts.collect::<Result<Vec<_>, _>>()?.concat()))
+/// Refuses content that is neither text nor a list of text parts.
+fn check_content(value: Option<&Value>, place: &str) -> Result<(), ApiError> {
+    let parts = match value {
+        None | Some(Value::Null | Value::String(_)) => return Ok(()),
+        Some(Value::Array(parts)) => parts,
+        Some(other) => return Err(wrong(place, "a string or an array of parts", other)),
+    };
+    for (index, part) in parts.iter().enumerate() {
+        match part["type"].as_str() {
+            Some("text" | "input_text") if part["text"].is_string() => {}
+            Some("refusal") if part["refusal"].is_string() => {}
+            Some("text" | "input_text" | "refusal") => {
+                return Err(wrong(&format!("{place}[{index}].text"), "a string", part));
+            }
+            Some(other) => {
+                let message = format!("`{place}[{index}]`: this model reads text, not {other}.");
+                return Err(ApiError::of(Code::Unsupported, place, message));
+            }
+            None => return Err(wrong(&format!("{place}[{index}]"), "a part with a `type`", part)),
         }
-        Some(other) => Err(wrong(place, "a string or an array of parts", other)),
     }
+    Ok(())
 }
 
 /// Calls as templates want them: the arguments an object, not text.

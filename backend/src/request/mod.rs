@@ -9,7 +9,7 @@ pub mod chat;
 pub mod completion;
 pub mod params;
 
-use mistralrs_core::{RequestMessage, Tool};
+use mistralrs::core::{RequestMessage, Tool};
 use serde_json::{Map, Value};
 
 use crate::error::{ApiError, Code};
@@ -25,6 +25,8 @@ pub struct Limits {
     pub choices_max: usize,
     /// Reply tokens if the request names no limit; 0 means up to the context.
     pub tokens_default_max: usize,
+    /// The chat template renders `tool_calls` itself.
+    pub tells_calls: bool,
 }
 
 /// One prompt, ready for the engine.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::params::Params;
 use super::*;
 
-const LIMITS: Limits = Limits { choices_max: 8, tokens_default_max: 100 };
+const LIMITS: Limits = Limits { choices_max: 8, tokens_default_max: 100, tells_calls: true };
 
 fn map(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
@@ -27,9 +27,8 @@ fn refused(extra: Value) -> ApiError {
 
 fn contents(job: &Job) -> Vec<String> {
     let Prompt::Chat(RequestMessage::Chat { messages, .. }) = &job.prompts[0] else { panic!() };
-    let text = |message: &indexmap::IndexMap<String, mistralrs_core::MessageContent>, key: &str| {
-        message[key].as_ref().left().cloned().unwrap()
-    };
+    let text = |message: &indexmap::IndexMap<String, mistralrs::core::MessageContent>,
+                key: &str| { message[key].as_ref().left().cloned().unwrap() };
     messages.iter().map(|m| format!("{}: {}", text(m, "role"), text(m, "content"))).collect()
 }
 
@@ -59,7 +58,7 @@ fn the_newer_name_of_the_token_limit_wins() {
 fn content_parts_are_joined_and_images_are_refused() {
     let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
     let job = parse_chat(json!({"messages": [{"role": "developer", "content": parts}]}));
-    assert_eq!(contents(&job.ok().unwrap()), ["system: ab"]);
+    assert_eq!(contents(&job.ok().unwrap()), ["system: a\nb"]);
     let image = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
     let error = refused(json!({"messages": [{"role": "user", "content": image}]}));
     assert_eq!(error.code, Code::Unsupported);

@@ -1,4 +1,5 @@
-//! The command line, only parsed here and never acted upon: every flag, its default and its help text.
+//! The command line, only parsed here and never acted upon: every flag, its default and its help
+//! text.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -118,7 +119,8 @@ pub struct RollbackArgs {
     /// Alias to move.
     #[arg(long, default_value = "chat")]
     pub alias: String,
-    /// Where to: `previous`, `base`, or a generation (a unique beginning of at least 6 characters is enough).
+    /// Where to: `previous`, `base`, or a generation (a unique beginning of at least 6 characters
+    /// is enough).
     #[arg(long, default_value = "previous")]
     pub to: String,
     /// Print JSON.
@@ -224,7 +226,8 @@ pub struct BackendArgs {
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8082")]
     pub listen: SocketAddr,
-    /// Engines held in memory at once: the base model, adapter generations, and those still draining.
+    /// Engines held in memory at once: the base model, adapter generations, and those still
+    /// draining.
     #[arg(long, default_value_t = 4)]
     pub residents_max: usize,
     /// Sequences decoded at the same time.
@@ -240,7 +243,8 @@ pub struct BackendArgs {
 pub enum Bench {
     /// Direct, plain pingora, hone observing and hone learning, side by side.
     Proxy(BenchProxyArgs),
-    /// Tokens per second of scoring, training and sampling, beside PyTorch + PEFT where a Python with them is given.
+    /// Tokens per second of scoring, training and sampling, beside PyTorch + PEFT where a Python
+    /// with them is given.
     Trainer(BenchTrainerArgs),
     /// A pingora proxy that does nothing else: the yardstick that `bench proxy` starts.
     #[command(hide = true)]

@@ -20,7 +20,8 @@ pub fn start(cli: &Cli) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    // A second subscriber cannot be installed; ours is the first, so a failure here means that a test did it.
+    // A second subscriber cannot be installed; ours is the first, so a failure here means that a
+    // test did it.
     let _ = if cli.log_json { builder.json().try_init() } else { builder.try_init() };
 }
 

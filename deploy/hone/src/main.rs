@@ -1,4 +1,5 @@
-//! The one binary: parse the command line, set up logging, run one command, map its result to an exit code.
+//! The one binary: parse the command line, set up logging, run one command, map its result to an
+//! exit code.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 

@@ -1,4 +1,5 @@
-//! The two calls to the operating system that the standard library lacks: send a signal, lower our priority.
+//! The two calls to the operating system that the standard library lacks: send a signal, lower our
+//! priority.
 //!
 //! The only module of this crate in which `unsafe` is allowed; each call passes plain integers.
 #![allow(unsafe_code)]

@@ -1,4 +1,5 @@
-//! `hone policy`: validate a policy directory as the proxy and the trainer will, and show what it means.
+//! `hone policy`: validate a policy directory as the proxy and the trainer will, and show what it
+//! means.
 
 use anyhow::Context;
 use hone_shared::policy::PolicySet;
@@ -27,7 +28,8 @@ pub fn run(args: &PolicyArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the built-in policies into a data directory that has none yet. Files that are there stay as they are.
+/// Writes the built-in policies into a data directory that has none yet. Files that are there stay
+/// as they are.
 pub fn install_builtin(dir: &std::path::Path) -> anyhow::Result<()> {
     if dir.join("routes").is_dir() {
         return Ok(());

@@ -1,4 +1,5 @@
-//! `hone rollback`: move an alias back, and tell the proxy, so that the very next request is served by it.
+//! `hone rollback`: move an alias back, and tell the proxy, so that the very next request is served
+//! by it.
 
 use anyhow::Context;
 use hone_shared::data_dir::{DataDir, RunFile};

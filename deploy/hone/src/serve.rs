@@ -1,7 +1,8 @@
-//! `hone proxy`, `hone trainer`, `hone backend`: from flags to a library's configuration, and a clean end.
+//! `hone proxy`, `hone trainer`, `hone backend`: from flags to a library's configuration, and a
+//! clean end.
 //!
-//! A supervised child ends when its standard input ends: if `hone up` dies by `kill -9`, its children follow
-//! with an orderly shutdown instead of being left behind.
+//! A supervised child ends when its standard input ends: if `hone up` dies by `kill -9`, its
+//! children follow with an orderly shutdown instead of being left behind.
 
 use std::io::Read;
 

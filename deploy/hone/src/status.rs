@@ -1,6 +1,8 @@
-//! `hone status`: what each stage has done, what each route serves, the last round, and how far behind anything is.
+//! `hone status`: what each stage has done, what each route serves, the last round, and how far
+//! behind anything is.
 //!
-//! It reads the store, the registry and the proxy's status page, so that it works while parts are down, and says so.
+//! It reads the store, the registry and the proxy's status page, so that it works while parts are
+//! down, and says so.
 
 use std::time::Duration;
 
@@ -40,7 +42,8 @@ fn collect(data: &DataDir) -> anyhow::Result<Value> {
     }))
 }
 
-/// Work that waits: turns that have a next state but no verdict, and samples that no round has used.
+/// Work that waits: turns that have a next state but no verdict, and samples that no round has
+/// used.
 fn pending(counts: &Counts) -> Value {
     json!({"to_judge": counts.to_judge, "to_train": counts.trainable})
 }

@@ -1,5 +1,7 @@
 //! The system as its users meet it: real clients, byte identity, wrong input, a clean end.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
 mod support;
 
 use std::process::Command;
@@ -71,7 +73,8 @@ fn with_learning_off_bodies_are_byte_identical_and_nothing_is_stored() {
     assert!(up.stop().success());
 }
 
-/// Two answers to the same question differ in their id and time, by the engine's own doing; nothing else may differ.
+/// Two answers to the same question differ in their id and time, by the engine's own doing; nothing
+/// else may differ.
 fn without_identity(body: &[u8]) -> String {
     let text = String::from_utf8(body.to_vec()).expect("UTF-8");
     let id =

@@ -153,16 +153,23 @@ impl ChatTemplate {
     }
 }
 
-/// A message as templates expect it: content is a string. Text parts are joined by line breaks. A
+/// A message as templates expect it, in the engine and in the trainer alike. Content is a string.
+/// `developer`, OpenAI's newer word, becomes `system`. Text parts are joined by line breaks. A
 /// message that only calls tools gets an empty content where the template renders `tool_calls`
 /// (`tells_calls`), else the calls as JSON, which is all that such a template could show.
 #[must_use]
 pub fn normalise(message: &Value, tells_calls: bool) -> Value {
     let mut message = message.clone();
+    if message.get("role").and_then(Value::as_str) == Some("developer") {
+        message["role"] = "system".into();
+    }
     let content = match message.get("content") {
         Some(Value::String(_)) => return message,
         Some(Value::Array(parts)) => {
-            let text = |part: &Value| part.get("text").and_then(Value::as_str).map(str::to_owned);
+            let text = |part: &Value| {
+                let text = part.get("text").or_else(|| part.get("refusal"));
+                text.and_then(Value::as_str).map(str::to_owned)
+            };
             parts.iter().filter_map(text).collect::<Vec<_>>().join("\n")
         }
         _ => match message.get("tool_calls").and_then(Value::as_array) {

@@ -114,7 +114,8 @@ pub struct RoundPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// bf16 operands with f32 sums where the processor has them, f32 elsewhere: about 1.6 times as fast.
+    /// bf16 operands with f32 sums where the processor has them, f32 elsewhere: about 1.6 times as
+    /// fast.
     #[default]
     Bf16,
     /// f32 throughout.

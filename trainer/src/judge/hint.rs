@@ -1,7 +1,8 @@
 //! Which hints are worth teaching from.
 //!
 //! Invariant: at most `count_max` (never more than 3) hints, each of the policy's length, no two
-//! alike, none of them a piece of the answer itself: an echo would teach the model to repeat itself.
+//! alike, none of them a piece of the answer itself: an echo would teach the model to repeat
+//! itself.
 
 use hone_shared::policy::HintPolicy;
 use std::collections::HashSet;

@@ -3,8 +3,8 @@
 //! Default endpoint: the engine's own base model, asked for by `x-hone-generation: base`, so that a
 //! trained adapter never judges itself.
 //!
-//! Invariant: an endpoint that is down yields [`Answer::Down`], never a verdict; every request has a
-//! time limit and every body a size limit.
+//! Invariant: an endpoint that is down yields [`Answer::Down`], never a verdict; every request has
+//! a time limit and every body a size limit.
 
 use super::parse::{self, Vote};
 use futures::future::join_all;

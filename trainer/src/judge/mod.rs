@@ -165,7 +165,8 @@ impl Judge {
         self.row(item, policy, rule.verdict, &source, rule.reason.clone(), json!([]), hints)
     }
 
-    /// Asks the model; turns whose endpoint is down have no row, except those with a rule's verdict.
+    /// Asks the model; turns whose endpoint is down have no row, except those with a rule's
+    /// verdict.
     async fn by_model(&mut self, questions: Vec<Question>) -> Vec<VerdictRow> {
         let mut ready = Vec::new();
         let mut rows = Vec::new();

@@ -1,7 +1,7 @@
 //! From the text a judge model wrote to one vote.
 //!
-//! Accepted: one JSON object `{"verdict": −1 | 0 | 1, "reason": "...", "hint": "..." | null}`, bare or
-//! in a code fence, possibly after a closed `<think>` block. Everything else is no vote.
+//! Accepted: one JSON object `{"verdict": −1 | 0 | 1, "reason": "...", "hint": "..." | null}`, bare
+//! or in a code fence, possibly after a closed `<think>` block. Everything else is no vote.
 //!
 //! Invariant: a vote is never guessed from prose.
 

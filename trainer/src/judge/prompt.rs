@@ -1,7 +1,8 @@
 //! The judge's prompt: the policy's text with four fenced pieces of untrusted data.
 //!
 //! `{request}` is the last user message and what follows it, `{history}` what came before,
-//! `{answer}` the answer, `{next_state}` all that followed. The policy's prompt draws the fences with
+//! `{answer}` the answer, `{next_state}` all that followed. The policy's prompt draws the fences
+//! with
 //! `{fence}`, a hash of the data; where it does not, each piece is fenced here. What the reply must
 //! look like is said in the system message, because the parser belongs to this crate.
 //!

@@ -1,9 +1,10 @@
 //! The deterministic judge: what needs no model to be seen.
 //!
 //! In this order, the first that applies decides: correction by the user, tool error, exit code,
-//! repeated identical call, truncation, empty answer, approval by the user. Correction stands before
-//! approval because "thanks, but shorter" asks for a change; every failure stands before approval
-//! because the reference's judges rewarded truncated and looping answers that a user waved through.
+//! repeated identical call, truncation, empty answer, approval by the user. Correction stands
+//! before approval because "thanks, but shorter" asks for a change; every failure stands before
+//! approval because the reference's judges rewarded truncated and looping answers that a user waved
+//! through.
 //!
 //! Invariant: a truncated or an empty answer is never approved.
 

@@ -11,7 +11,8 @@
 //! last user message; both continue with the same reply tokens.
 //!
 //! Invariant: every sample names its turn and the generation that produced its reply, and that
-//! generation is in the registry; a turn that misses something is dropped and counted, never filled.
+//! generation is in the registry; a turn that misses something is dropped and counted, never
+//! filled.
 
 pub mod filter;
 pub mod hint;

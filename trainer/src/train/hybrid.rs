@@ -2,7 +2,8 @@
 //!
 //! `L = w_rl · L_rl(r) + w_opd · L_opd(hint) + β · k3(base)`, each clipped by itself and then added
 //! (OpenClaw-RL v2; not the older single advantage `w·r + w·gap`, which lets one signal use up the
-//! clip range of the other). Divided by the number of tokens of the whole update (mean over tokens).
+//! clip range of the other). Divided by the number of tokens of the whole update (mean over
+//! tokens).
 //!
 //! Invariant: a signal that is absent contributes exactly nothing; a list of a wrong length is an
 //! error, never padded.

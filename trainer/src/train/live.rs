@@ -1,8 +1,8 @@
 //! What is constant about the live replies during a round, scored once at its start.
 //!
 //! `π_old` of a live reply is recomputed by the trainer with the generation that served the turn
-//! (the engine's own numbers come from other kernels; OpenClaw-RL #69, #85). The teacher's view of a
-//! live reply does not change either, because the teacher does not.
+//! (the engine's own numbers come from other kernels; OpenClaw-RL #69, #85). The teacher's view of
+//! a live reply does not change either, because the teacher does not.
 //!
 //! Invariant: a sample whose generation is not at hand is an error here; sampling drops such turns
 //! beforehand, with a count.

@@ -1,4 +1,5 @@
-//! The load of `hone bench proxy`: keep-alive connections that ask, read the whole answer, and ask again.
+//! The load of `hone bench proxy`: keep-alive connections that ask, read the whole answer, and ask
+//! again.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! `hone bench`: figures as ratios within one run, because absolute ones depend on the machine and its neighbours.
+//! `hone bench`: figures as ratios within one run, because absolute ones depend on the machine and
+//! its neighbours.
 
 mod load;
 mod origin;

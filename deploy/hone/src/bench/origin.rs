@@ -1,6 +1,8 @@
-//! The engine of `hone bench proxy`: answers at once with a fixed body, so that only the proxies differ.
+//! The engine of `hone bench proxy`: answers at once with a fixed body, so that only the proxies
+//! differ.
 //!
-//! `/json` (any path without `stream`) answers 2 KiB of JSON; a request whose body asks to stream gets 50 SSE chunks.
+//! `/json` (any path without `stream`) answers 2 KiB of JSON; a request whose body asks to stream
+//! gets 50 SSE chunks.
 
 use std::net::SocketAddr;
 
@@ -56,13 +58,13 @@ async fn next_request(
     buffer: &mut Vec<u8>,
 ) -> std::io::Result<Option<bool>> {
     loop {
-        if let Some((end, body_len)) = complete_head(buffer) {
-            if buffer.len() >= end + body_len {
-                let body = &buffer[end..end + body_len];
-                let streamed = body.windows(13).any(|window| window == b"\"stream\":true");
-                buffer.drain(..end + body_len);
-                return Ok(Some(streamed));
-            }
+        if let Some((end, body_len)) = complete_head(buffer)
+            && buffer.len() >= end + body_len
+        {
+            let body = &buffer[end..end + body_len];
+            let streamed = body.windows(13).any(|window| window == b"\"stream\":true");
+            buffer.drain(..end + body_len);
+            return Ok(Some(streamed));
         }
         if buffer.len() > REQUEST_BYTES_MAX || stream.read_buf(buffer).await? == 0 {
             return Ok(None);

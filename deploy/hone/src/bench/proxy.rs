@@ -1,5 +1,6 @@
-//! `hone bench proxy`: what a hop costs. Direct, plain pingora, hone observing and hone learning take turns, so that
-//! every ratio compares neighbours in time; the proxies are processes of their own, so that their CPU can be read.
+//! `hone bench proxy`: what a hop costs. Direct, plain pingora, hone observing and hone learning
+//! take turns, so that every ratio compares neighbours in time; the proxies are processes of their
+//! own, so that their CPU can be read.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -187,7 +188,7 @@ fn plain(origin: SocketAddr) -> anyhow::Result<Target> {
 
 fn hone(name: &'static str, mode: &str, origin: SocketAddr, home: &Path) -> anyhow::Result<Target> {
     let address = free_port()?;
-    let data = hone_shared::data_dir::DataDir::new(&home.join(mode));
+    let data = hone_shared::data_dir::DataDir::new(home.join(mode));
     data.create()?;
     crate::policy::install_builtin(&data.policies_dir())?;
     let route = data.policies_dir().join("routes/chat.toml");

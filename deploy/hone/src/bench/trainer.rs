@@ -1,4 +1,5 @@
-//! `hone bench trainer`: tokens per second of scoring and of forward + backward, pair by pair beside PyTorch + PEFT.
+//! `hone bench trainer`: tokens per second of scoring and of forward + backward, pair by pair
+//! beside PyTorch + PEFT.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

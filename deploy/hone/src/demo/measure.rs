@@ -38,7 +38,8 @@ impl Measure {
     }
 }
 
-/// Asks every question `times` times, each in a conversation of its own, and returns the replies in order.
+/// Asks every question `times` times, each in a conversation of its own, and returns the replies in
+/// order.
 pub async fn ask_all(
     client: &Client,
     questions: &[&str],

@@ -1,7 +1,9 @@
-//! `hone demo`: a scripted user corrects a model in words; the model learns; held-out questions prove it.
+//! `hone demo`: a scripted user corrects a model in words; the model learns; held-out questions
+//! prove it.
 //!
-//! The story runs on the real system: this file only talks to the proxy as any client would, watches which generation
-//! the alias names, and counts. Nothing here trains, and the held-out questions are never corrected.
+//! The story runs on the real system: this file only talks to the proxy as any client would,
+//! watches which generation the alias names, and counts. Nothing here trains, and the held-out
+//! questions are never corrected.
 
 mod client;
 mod measure;
@@ -61,7 +63,8 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     })
 }
 
-/// Starts a system in a directory of its own, so that the demo neither needs nor touches what a real one learned.
+/// Starts a system in a directory of its own, so that the demo neither needs nor touches what a
+/// real one learned.
 async fn on_a_fresh_system(args: &DemoArgs) -> anyhow::Result<Report> {
     let model_dir = crate::model::ensure(&args.data, &args.model)?;
     let home = fresh_directory(data_dir(&args.data)?.path())?;
@@ -259,7 +262,8 @@ impl<'a> Story<'a> {
     }
 }
 
-/// The two held-out questions whose answers have the middle lengths after learning: neither the best nor the worst.
+/// The two held-out questions whose answers have the middle lengths after learning: neither the
+/// best nor the worst.
 fn typical_pairs(before: &[Reply], after: &[Reply]) -> Vec<(String, Reply, Reply)> {
     let mut all: Vec<_> = questions::HELD_OUT.iter().zip(before.iter().zip(after)).collect();
     all.sort_by_key(|(_, (_, new))| new.tokens);

@@ -1,4 +1,5 @@
-//! What the scripted user asks. The held-out questions are never asked before a correction, so never trained on.
+//! What the scripted user asks. The held-out questions are never asked before a correction, so
+//! never trained on.
 
 /// Questions that may be corrected, in the order in which they are asked.
 pub const ASKED: [&str; 20] = [

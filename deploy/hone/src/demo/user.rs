@@ -1,4 +1,5 @@
-//! The scripted user: likes one short plain sentence, says so in words when the answer is anything else.
+//! The scripted user: likes one short plain sentence, says so in words when the answer is anything
+//! else.
 
 use std::sync::LazyLock;
 

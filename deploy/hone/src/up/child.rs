@@ -1,6 +1,7 @@
 //! One supervised child process: started, restarted with backoff when it dies, stopped by SIGTERM.
 //!
-//! Its standard input is a pipe that we hold and never write to: when we die, it closes, and the child ends.
+//! Its standard input is a pipe that we hold and never write to: when we die, it closes, and the
+//! child ends.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -114,12 +115,14 @@ impl Life {
             .stdin(Stdio::piped())
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log))
-            // Its own group: Ctrl-C in a terminal reaches us alone, and we stop the children in order.
+            // Its own group: Ctrl-C in a terminal reaches us alone, and we stop the children in
+            // order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         let pid = process.id();
-        // `wait` would close the pipe at once; it must stay open for as long as we want the child to live.
+        // `wait` would close the pipe at once; it must stay open for as long as we want the child
+        // to live.
         let lifeline = process.stdin.take();
         tokio::select! {
             status = process.wait() => return Ok(status?),

@@ -1,7 +1,8 @@
 //! `hone up`: engine, proxy and trainer as supervised children in one data directory.
 //!
-//! Start order is engine, proxy, trainer; stop order is the reverse of who depends on whom: the trainer saves its
-//! checkpoint, the proxy lets streams finish and drains its spool, and only then the engine goes.
+//! Start order is engine, proxy, trainer; stop order is the reverse of who depends on whom: the
+//! trainer saves its checkpoint, the proxy lets streams finish and drains its spool, and only then
+//! the engine goes.
 
 mod child;
 mod system;

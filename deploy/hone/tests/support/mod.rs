@@ -1,5 +1,7 @@
-//! A whole system for the tests: the real binary, the real engine, the real small model, a data directory of its own.
+//! A whole system for the tests: the real binary, the real engine, the real small model, a data
+//! directory of its own.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 #![allow(dead_code)] // each test file uses its part
 
 use std::io::{BufRead, BufReader};
@@ -83,7 +85,8 @@ impl Up {
         format!("http://{}", self.run_file("backend").address)
     }
 
-    /// Stops it while something still runs, asserts a clean end, and returns what that something saw.
+    /// Stops it while something still runs, asserts a clean end, and returns what that something
+    /// saw.
     pub fn stop_during<T>(mut self, running: impl FnOnce() -> T) -> T {
         signal("TERM", self.process.id());
         let seen = running();
@@ -91,7 +94,8 @@ impl Up {
         seen
     }
 
-    /// Stops it, asserts a clean end, and leaves its data directory for inspection until the guard is dropped.
+    /// Stops it, asserts a clean end, and leaves its data directory for inspection until the guard
+    /// is dropped.
     pub fn stop_and_keep_data(mut self) -> Up {
         signal("TERM", self.process.id());
         assert!(self.wait_for_end().success(), "{}", self.logs());

@@ -115,6 +115,8 @@ fn content_is_always_text() {
     assert_eq!(normalise(&call, false)["content"], "[{\"name\":\"f\"}]");
     assert_eq!(normalise(&json!({"role": "user"}), true)["content"], "");
     assert_eq!(normalise(&user("x"), true), user("x"));
+    let newer = json!({"role": "developer", "content": "x"});
+    assert_eq!(normalise(&newer, true)["role"], "system");
 }
 
 #[test]
