@@ -18,6 +18,7 @@ need() { # need COMMAND DEBIAN_PACKAGE
 
 need cmake cmake           # pingora builds zlib-ng with it
 need cc build-essential    # SQLite, zstd, ring and jemalloc are C
+need make build-essential
 need python3 python3       # `hone model get` asks pip for the small model
 if ! command -v cargo >/dev/null; then
     echo "hone needs Rust 1.89 or newer: https://rustup.rs" >&2

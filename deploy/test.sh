@@ -8,7 +8,8 @@ HONE_MODEL_DIR="$("$CARGO_TARGET_DIR/release/hone" model get smollm2-135m)"
 export HONE_MODEL_DIR
 export HONE_PYTHON="$cache/venv/bin/python"
 if ! "$HONE_PYTHON" -c 'import openai' 2>/dev/null; then
-    python3 -m venv "$cache/venv" && "$cache/venv/bin/pip" -q install 'openai==3.54.0'
+    python3 -m venv "$cache/venv" || { need pyvenv python3-venv; python3 -m venv "$cache/venv"; }
+    "$cache/venv/bin/pip" -q install 'openai==3.54.0'
 fi
 if [ "$#" -gt 0 ]; then
     exec cargo test --release --locked "$@"

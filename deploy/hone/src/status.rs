@@ -103,8 +103,14 @@ fn print(status: &Value) {
         stages => print_object("stages", stages),
     }
     print_object("pending", &status["pending"]);
-    for key in ["counters", "spool", "ingest"] {
-        print_object(key, &status["proxy"][key]);
+    let proxy = &status["proxy"];
+    print_object("this proxy", &proxy["counters"]);
+    if !proxy.is_null() {
+        let (lag, spool) = (text(&proxy["ingest_lag_ms"]), text(&proxy["spool_bytes"]));
+        println!("lag        store {lag} ms behind the traffic  spool {spool} bytes");
+    }
+    if let Some(problem) = proxy["policy_problem"].as_str() {
+        println!("policies   kept the last good ones: {problem}");
     }
     for route in status["routes"].as_array().into_iter().flatten() {
         print_route(route);

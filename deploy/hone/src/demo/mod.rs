@@ -151,8 +151,9 @@ impl<'a> Story<'a> {
         let mut after = before.clone();
         while generations.len() < GENERATIONS_MAX && self.corrections < self.args.corrections_max {
             let incumbent = self.registry.alias(ALIAS)?.generation;
-            if self.correct_some().await? == 0 {
-                say("the user has nothing left to correct");
+            let corrected_now = self.correct_some().await?;
+            if corrected_now < hone_trainer::sample::split::SPLIT_MIN {
+                say("too few answers needed a correction for another round: the user is content");
                 break;
             }
             let corrected = Instant::now();
