@@ -28,10 +28,13 @@ fn twelve_corrections_teach_the_model_and_a_rollback_undoes_it() {
 
     let last = report["generations"].as_array().and_then(|all| all.last()).expect("a generation");
     let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
-    assert!(number(&report["base"]["held_out"]["tokens_mean"]) > 75.0, "{report:#}");
-    assert!(number(&last["held_out"]["tokens_mean"]) <= 40.0, "{report:#}");
-    assert!(number(&last["held_out"]["ended_share"]) >= 0.9, "{report:#}");
+    // The README has the figures; these bounds leave room for the luck of sampling 16 replies.
+    let base_tokens = number(&report["base"]["held_out"]["tokens_mean"]);
+    assert!(base_tokens > 75.0, "{report:#}");
+    assert!(number(&last["held_out"]["tokens_mean"]) < 0.6 * base_tokens, "{report:#}");
+    assert!(number(&last["held_out"]["ended_share"]) >= 0.7, "{report:#}");
     assert!(number(&last["corrections"]) <= 12.0, "{report:#}");
-    assert!(number(&report["after_rollback"]["held_out"]["tokens_mean"]) > 75.0, "{report:#}");
+    // The same seeds on the same weights: the rollback brings back exactly the old answers.
+    assert_eq!(report["after_rollback"]["held_out"], report["base"]["held_out"], "{report:#}");
     assert_eq!(report["requests"]["failed"], 0, "{report:#}");
 }
