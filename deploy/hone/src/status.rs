@@ -156,6 +156,11 @@ fn flatten(prefix: &str, value: &Value, parts: &mut Vec<String>) {
     }
 }
 
+/// A value without quotes; nothing for null.
 fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
