@@ -186,9 +186,9 @@ fn a_finished_round_leaves_only_its_metrics() {
 /// Kernels that take their time, so that a process can be killed between two updates.
 fn slow_kernels() -> Kernels {
     use crate::compute::Sequence;
-    use crate::compute::{Compute, ComputeError, CpuCompute, Gradient, Rollout, SampleParams};
+    use crate::compute::{Compute, ComputeError, Gradient, Rollout, SampleParams};
     use hone_model::lora::Lora;
-    struct Slow(CpuCompute);
+    struct Slow(Box<dyn Compute>);
     impl Compute for Slow {
         fn sample(
             &mut self,
@@ -216,7 +216,10 @@ fn slow_kernels() -> Kernels {
             self.0.gradient(adapter, sequences, loss)
         }
     }
-    std::sync::Arc::new(|dir, threads, _| Ok(Box::new(Slow(CpuCompute::new(dir, threads)?))))
+    let real = crate::workshop::cpu_kernels();
+    std::sync::Arc::new(move |dir, threads, precision| {
+        Ok(Box::new(Slow(real(dir, threads, precision)?)) as Box<dyn Compute>)
+    })
 }
 
 /// Not a test of its own: the process that `kill_nine…` kills.
