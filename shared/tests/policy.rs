@@ -33,10 +33,11 @@ fn the_built_in_set_has_the_documented_defaults() {
     let set = PolicySet::builtin().unwrap();
     let chat = set.route_for("/v1/chat/completions", &none, "anonymous").unwrap();
     assert_eq!((chat.name.as_str(), chat.mode, chat.alias.as_str()), ("chat", Mode::Learn, "chat"));
-    assert_eq!(
-        (chat.round.samples_min, chat.round.samples_max, chat.round.age_ms_max),
-        (8, 64, 60_000)
-    );
+    // What chat.toml says, and what stands where a file says nothing.
+    assert_eq!((chat.round.samples_min, chat.train.weight_rl), (6, 0.2));
+    let legacy = set.route_for("/v1/completions", &none, "anonymous").unwrap();
+    assert_eq!((legacy.round.samples_min, legacy.train.weight_rl), (8, 1.0));
+    assert_eq!((chat.round.samples_max, chat.round.age_ms_max), (64, 60_000));
     assert_eq!((chat.train.rank, chat.train.alpha, chat.train.updates), (16, 32.0, 10));
     assert_eq!(
         (chat.train.learning_rate, chat.train.seed, chat.train.teacher),
@@ -44,7 +45,6 @@ fn the_built_in_set_has_the_documented_defaults() {
     );
     assert!(chat.train.warm_start);
     assert_eq!(chat.capture.request_bytes_max, 8 << 20);
-    let legacy = set.route_for("/v1/completions", &none, "anonymous").unwrap();
     assert_eq!((legacy.name.as_str(), legacy.mode), ("completions", Mode::Observe));
     assert!(set.route_for("/v1/models", &none, "anonymous").is_none());
     let judge = set.judge_of(chat).unwrap();
@@ -58,10 +58,11 @@ fn the_built_in_set_has_the_documented_defaults() {
 
 #[test]
 fn an_unknown_key_is_refused_with_file_line_and_the_allowed_keys() {
-    let error = append("routes/chat.toml", "[round]\nsample_min = 3").unwrap_err();
+    let error = append("routes/completions.toml", "[round]\nsample_min = 3").unwrap_err();
     let PolicyError::Syntax { file, line, problem } = &error else { panic!("{error}") };
-    let lines = builtin_files()[2].1.lines().count();
-    assert_eq!((file.as_str(), *line), ("routes/chat.toml", lines + 3));
+    let route = builtin_files().iter().find(|(path, _)| *path == "routes/completions.toml");
+    let lines = route.unwrap().1.lines().count();
+    assert_eq!((file.as_str(), *line), ("routes/completions.toml", lines + 3));
     assert!(problem.contains("sample_min") && problem.contains("samples_min"), "{problem}");
     for (path, more) in [
         ("routes/chat.toml", "[train.stop]\nx = 1"),
@@ -85,15 +86,15 @@ fn an_unknown_key_is_refused_with_file_line_and_the_allowed_keys() {
 fn a_value_out_of_range_is_refused_with_its_range_and_default() {
     for (path, more, said) in [
         (
-            "routes/chat.toml",
+            "routes/completions.toml",
             "[round]\nsamples_min = 0",
             "`round.samples_min` is 0; allowed: a whole number from 1 to 4096 (default 8)",
         ),
-        ("routes/chat.toml", "[round]\nsamples_min = 1.5", "a whole number"),
-        ("routes/chat.toml", "[round]\nsamples_min = 100", "at most round.samples_max = 64"),
-        ("routes/chat.toml", "[train]\nlearning_rate = nan", "a number from 0.00000001"),
-        ("routes/chat.toml", "[train]\nlearning_rate = inf", "`train.learning_rate` is inf"),
-        ("routes/chat.toml", "[train]\nrank = -1", "`train.rank` is -1"),
+        ("routes/completions.toml", "[round]\nsamples_min = 1.5", "a whole number"),
+        ("routes/completions.toml", "[round]\nsamples_min = 100", "at most round.samples_max = 64"),
+        ("routes/completions.toml", "[train]\nlearning_rate = nan", "a number from 0.00000001"),
+        ("routes/completions.toml", "[train]\nlearning_rate = inf", "`train.learning_rate` is inf"),
+        ("routes/completions.toml", "[train]\nrank = -1", "`train.rank` is -1"),
     ] {
         let error = append(path, more).unwrap_err();
         assert!(matches!(&error, PolicyError::Invalid { file, .. } if file == path), "{error}");
