@@ -27,19 +27,3 @@ pub fn run(args: &PolicyArgs) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
-/// Writes the built-in policies into a data directory that has none yet. Files that are there stay
-/// as they are.
-pub fn install_builtin(dir: &std::path::Path) -> anyhow::Result<()> {
-    if dir.join("routes").is_dir() {
-        return Ok(());
-    }
-    for (name, text) in hone_shared::policy::builtin_files() {
-        let path = dir.join(name);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
-}

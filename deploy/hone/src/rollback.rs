@@ -2,9 +2,10 @@
 //! by it.
 
 use anyhow::Context;
-use hone_shared::data_dir::{DataDir, RunFile};
+use hone_shared::data_dir::DataDir;
 use hone_shared::registry::Registry;
 use hone_shared::turn::Generation;
+use hone_trainer::publish::ProxyAdmin;
 use serde_json::json;
 
 use crate::cli::{RollbackArgs, UsageError};
@@ -22,15 +23,13 @@ pub fn run(args: &RollbackArgs) -> anyhow::Result<()> {
     let after = registry
         .move_alias(&args.alias, &before.generation, &target, "rollback by the operator")
         .context("the alias was not moved")?;
-    let told = runtime()?.block_on(tell_proxy(&data));
-    if let Err(error) = &told {
-        eprintln!(
-            "note: the proxy could not be told ({error:#}); if it runs, it follows within a second"
-        );
+    let told = runtime()?.block_on(tell_proxy(&data))?;
+    if !told {
+        eprintln!("note: the proxy was not told; if it runs, it follows within a second");
     }
     if args.json {
         let value = json!({"alias": args.alias, "from": before.generation, "to": after.generation,
-            "sequence": after.sequence, "proxy_told": told.is_ok()});
+            "sequence": after.sequence, "proxy_told": told});
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         println!("{}: {} → {}", args.alias, before.generation.short(), after.generation.short());
@@ -63,16 +62,7 @@ fn target(
     }
 }
 
-/// Asks the proxy to read the aliases now; returns after the flip.
-pub async fn tell_proxy(data: &DataDir) -> anyhow::Result<()> {
-    let run = RunFile::read(data, "proxy")?.context("no proxy has run in this data directory")?;
-    let admin = run.admin_address.context("the proxy has no admin listener")?;
-    let reply = reqwest::Client::new()
-        .post(format!("http://{admin}/v1/refresh"))
-        .bearer_auth(data.admin_token()?)
-        .timeout(std::time::Duration::from_secs(5))
-        .send()
-        .await?;
-    anyhow::ensure!(reply.status().is_success(), "the proxy answered {}", reply.status());
-    Ok(())
+/// Asks the proxy to read the aliases now; returns after the flip. False: the log says why not.
+pub async fn tell_proxy(data: &DataDir) -> anyhow::Result<bool> {
+    Ok(ProxyAdmin::new(data.clone(), None)?.refresh().await)
 }

@@ -190,7 +190,7 @@ fn hone(name: &'static str, mode: &str, origin: SocketAddr, home: &Path) -> anyh
     let address = free_port()?;
     let data = hone_shared::data_dir::DataDir::new(home.join(mode));
     data.create()?;
-    crate::policy::install_builtin(&data.policies_dir())?;
+    hone_shared::policy::install_builtin(&data.policies_dir())?;
     let route = data.policies_dir().join("routes/chat.toml");
     let text = std::fs::read_to_string(&route)?;
     let lines = text.lines().map(|line| {

@@ -257,7 +257,8 @@ impl<'a> Story<'a> {
     ) -> anyhow::Result<()> {
         if from != to {
             self.registry.move_alias(ALIAS, from, to, why)?;
-            crate::rollback::tell_proxy(&self.data).await?;
+            let told = crate::rollback::tell_proxy(&self.data).await?;
+            anyhow::ensure!(told, "the proxy could not be told that {ALIAS} moved");
         }
         Ok(())
     }

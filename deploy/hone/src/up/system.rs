@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hone_shared::data_dir::DataDir;
+use hone_shared::policy::{self, PolicySet};
 
 use super::child::Child;
 use crate::cli::UpArgs;
+use crate::model;
 use crate::serve::data_dir;
-use crate::{model, policy};
 
 /// Loading a model competes with whatever else the machine does.
 const READY_MAX: Duration = Duration::from_secs(300);
@@ -41,7 +42,7 @@ impl System {
         let data_path = data.path().to_path_buf();
         let lock = lock(&data_path)?;
         policy::install_builtin(&data.policies_dir())?;
-        hone_shared::policy::PolicySet::load(&data.policies_dir())
+        PolicySet::load(&data.policies_dir())
             .with_context(|| format!("bad policies in {}", data.policies_dir().display()))?;
         let log_dir = data_path.join("log");
         std::fs::create_dir_all(&log_dir)?;

@@ -45,11 +45,7 @@ impl Up {
         let home = tempfile::tempdir().expect("temporary directory");
         let data = DataDir::new(home.path());
         data.create().expect("data directory");
-        for (name, text) in hone_shared::policy::builtin_files() {
-            let path = data.policies_dir().join(name);
-            std::fs::create_dir_all(path.parent().expect("parent")).expect("policies directory");
-            std::fs::write(path, text).expect("policy");
-        }
+        hone_shared::policy::install_builtin(&data.policies_dir()).expect("policies");
         prepare(&data.policies_dir());
         let mut process = hone()
             .args(["up", "--listen", "127.0.0.1:0", "--grace-ms", "20000"])
