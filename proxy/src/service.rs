@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use hone_shared::secret::tenant_of;
+use hone_shared::secret::{client_of, tenant_of};
 use hone_shared::turn::Outcome;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
@@ -60,20 +60,23 @@ pub struct Ctx {
 
 impl Service {
     /// Opens the tap if a policy wants the request recorded.
-    fn tap(&self, request: &RequestHeader, admission: Admission) -> Option<Tap> {
+    fn tap(&self, session: &Session, admission: Admission) -> Option<Tap> {
         if admission.upgrade {
             return None;
         }
+        let request = session.req_header();
         let tenant = tenant_of(&self.secret, headers::credential(&request.headers));
         let path = request.uri.path();
         let snapshot = self.watches.snapshot();
         let pinned: Pinned =
             route::pin(&snapshot, path, &request.headers, &tenant, admission.opted_out)?;
+        let address = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         let head = RequestHead {
             method: request.method.as_str(),
             path,
             headers: &request.headers,
             tenant,
+            client: client_of(&self.secret, address, headers::user_agent(&request.headers)),
             content_length: admission.content_length,
         };
         Some(Tap::open(Arc::clone(&self.recorder), pinned, head))
@@ -118,7 +121,7 @@ impl ProxyHttp for Service {
             Some(bytes) => bytes > self.limits.upstream_replay_bytes_max,
             None => !session.is_body_empty(),
         };
-        ctx.tap = self.tap(session.req_header(), admission);
+        ctx.tap = self.tap(session, admission);
         Ok(false)
     }
 

@@ -51,6 +51,7 @@ fn turn(messages: &[Value], answer: &str) -> (Begin, Done) {
         mode: Mode::Learn,
         alias: "chat".into(),
         tenant: "t".into(),
+        client: String::new(),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),
         headers: vec![],

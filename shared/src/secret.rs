@@ -5,6 +5,8 @@
 //! Invariant: nothing here can be turned back into a credential, and no comparison leaks how much
 //! of a token was right.
 
+use std::net::IpAddr;
+
 /// A 32-byte key for one purpose. `context` names the purpose and is part of the derivation; two
 /// purposes never share a key.
 pub fn derive(secret: &[u8; 32], context: &str) -> [u8; 32] {
@@ -19,6 +21,17 @@ pub fn tenant_of(secret: &[u8; 32], credential: Option<&str>) -> String {
     };
     let hash = blake3::keyed_hash(&derive(secret, "tenant"), credential.as_bytes());
     hex::encode(&hash.as_bytes()[..16])
+}
+
+/// The name of the person or program behind a connection: 16 hex digits of a keyed hash of address
+/// and user agent. Neither can be read back from it.
+pub fn client_of(secret: &[u8; 32], address: Option<IpAddr>, user_agent: Option<&str>) -> String {
+    let address = address.map(|address| address.to_canonical().to_string()).unwrap_or_default();
+    let mut hasher = blake3::Hasher::new_keyed(&derive(secret, "client"));
+    for part in [address.as_str(), user_agent.unwrap_or_default()] {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    }
+    hex::encode(&hasher.finalize().as_bytes()[..8])
 }
 
 /// Whether two tokens are equal, in time that depends on their lengths only.
@@ -42,6 +55,16 @@ mod tests {
         assert_ne!(name, tenant_of(&b, Some("Bearer sk-1")));
         assert_eq!(tenant_of(&a, None), "anonymous");
         assert_eq!(tenant_of(&a, Some("  ")), "anonymous");
+    }
+
+    #[test]
+    fn clients_of_one_credential_are_told_apart_by_address_and_program() {
+        let at = |text: &str| Some(text.parse().unwrap());
+        let name = client_of(&[1; 32], at("10.0.0.1"), Some("a"));
+        assert_eq!(name, client_of(&[1; 32], at("::ffff:10.0.0.1"), Some("a")), "one machine");
+        assert_ne!(name, client_of(&[1; 32], at("10.0.0.2"), Some("a")));
+        assert_ne!(name, client_of(&[1; 32], at("10.0.0.1"), Some("b")));
+        assert_ne!(name, client_of(&[2; 32], at("10.0.0.1"), Some("a")));
     }
 
     #[test]

@@ -182,12 +182,14 @@ pub enum DropReason {
     Undecodable,
     /// A `Done` was spooled but its `Begin` was not.
     BeginLost,
+    /// The route's policy refused the request, because it could not be recorded.
+    Shed,
 }
 
 words!(DropReason, "drop reason", {
     QueueFull = "queue_full", QueueBytes = "queue_bytes", SpoolFull = "spool_full",
     SpoolError = "spool_error", Closed = "closed", Undecodable = "undecodable",
-    BeginLost = "begin_lost",
+    BeginLost = "begin_lost", Shed = "shed",
 });
 
 /// Name of an adapter generation: `base` (no adapter) or the 64 lower-case hex digits of its
@@ -283,6 +285,10 @@ pub struct Begin {
     pub alias: String,
     /// Keyed hash of the client's credentials, as text.
     pub tenant: String,
+    /// Keyed hash of the client's address and user agent, as text: tells apart people who share a
+    /// credential. Empty when unknown, as in records of before it was kept.
+    #[serde(default)]
+    pub client: String,
     /// HTTP method.
     pub method: String,
     /// Request path without the query.

@@ -10,6 +10,7 @@ fn begin() -> Begin {
         mode: Mode::Learn,
         alias: "chat".into(),
         tenant: "t".into(),
+        client: String::new(),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),
         headers: vec![("x-session-id".into(), "a\"b\n".into())],

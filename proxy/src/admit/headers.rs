@@ -112,6 +112,11 @@ pub fn credential(headers: &HeaderMap) -> Option<&str> {
     names.iter().find_map(|name| headers.get(*name)).and_then(|value| value.to_str().ok())
 }
 
+/// The program that the client says it is.
+pub fn user_agent(headers: &HeaderMap) -> Option<&str> {
+    headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok())
+}
+
 /// The request headers to record.
 pub fn recorded_request(headers: &HeaderMap) -> Headers {
     recorded(headers, RECORDED_REQUEST)

@@ -42,6 +42,7 @@ pub struct Tap {
 struct Opening {
     started_ms: i64,
     tenant: String,
+    client: String,
     method: String,
     path: String,
     headers: Headers,
@@ -57,6 +58,8 @@ pub struct RequestHead<'a> {
     pub headers: &'a HeaderMap,
     /// Name of the tenant.
     pub tenant: String,
+    /// Name of the client: [`hone_shared::secret::client_of`].
+    pub client: String,
     /// Body length, where known.
     pub content_length: Option<u64>,
 }
@@ -75,6 +78,7 @@ impl Tap {
         let opening = Opening {
             started_ms: now_ms(),
             tenant: head.tenant,
+            client: head.client,
             method: head.method.to_owned(),
             path: head.path.to_owned(),
             headers: headers::recorded_request(head.headers),
@@ -176,6 +180,7 @@ impl Tap {
             mode: self.pinned.mode,
             alias: self.pinned.policy.alias.clone(),
             tenant: opening.tenant,
+            client: opening.client,
             method: opening.method,
             path: opening.path,
             headers: opening.headers,

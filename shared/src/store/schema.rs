@@ -10,7 +10,12 @@ use super::{Result, StoreError};
 /// "HONE": tells our files from other databases.
 const APPLICATION_ID: i64 = 0x484F_4E45;
 /// Migration `n` takes a file from version `n` to `n + 1`.
-const MIGRATIONS: &[&str] = &[include_str!("0001_init.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("0001_init.sql"),
+    include_str!("0002_wire.sql"),
+    include_str!("0003_list.sql"),
+    include_str!("0004_privacy.sql"),
+];
 const KNOWN: i64 = MIGRATIONS.len() as i64;
 
 /// Makes or migrates the schema. Safe when several processes do so at once.

@@ -16,6 +16,7 @@ pub fn begin(body: Vec<u8>) -> Begin {
         mode: Mode::Learn,
         alias: "chat".into(),
         tenant: "tenant".into(),
+        client: String::new(),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),
         headers: vec![("content-type".into(), "application/json".into())],

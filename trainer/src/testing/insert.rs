@@ -37,6 +37,7 @@ fn turn(session: &str, messages: &[Value], answer: &str) -> (TurnId, IngestTurn)
         mode: Mode::Learn,
         alias: "chat".into(),
         tenant: "t".into(),
+        client: String::new(),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),
         headers: vec![("x-session-id".into(), session.into())],

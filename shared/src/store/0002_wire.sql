@@ -1,0 +1,1 @@
+-- What the wire parsers find that must be looked up later.

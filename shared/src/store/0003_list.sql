@@ -1,0 +1,1 @@
+-- What the operator's lists and the ingest's speed need.

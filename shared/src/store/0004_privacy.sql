@@ -1,0 +1,1 @@
+-- Audit, redaction, retention and forgetting.
