@@ -12,6 +12,7 @@
 //! Invariant: one row per turn id, for ever; a batch and the spool position it came from are
 //! committed together.
 
+pub mod audit;
 mod bodies;
 mod counts;
 pub mod flags;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
+pub use audit::{AuditEntry, AuditRow};
 pub use counts::Counts;
 pub use incoming::IngestTurn;
 pub use index::Index;
