@@ -182,6 +182,9 @@ pub struct ProxyArgs {
     /// Worker threads (0: as many as there are cores).
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Largest request body, MiB; a larger one is answered with 413.
+    #[arg(long, default_value_t = 64)]
+    pub request_mib_max: u64,
     /// End when standard input ends: set by `hone up`, whose death must not leave children behind.
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -241,7 +244,7 @@ pub struct BackendArgs {
 /// `hone bench`
 #[derive(Debug, Clone, Subcommand)]
 pub enum Bench {
-    /// Direct, plain pingora, hone observing and hone learning, side by side.
+    /// Direct, nginx, plain pingora, and hone off, observing and learning, side by side.
     Proxy(BenchProxyArgs),
     /// Tokens per second of scoring, training and sampling, beside PyTorch + PEFT where a Python
     /// with them is given.
@@ -261,11 +264,35 @@ pub struct BenchProxyArgs {
     #[arg(long, default_value_t = 5)]
     pub repeats: usize,
     /// Concurrent clients.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 16])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64])]
     pub concurrency: Vec<usize>,
+    /// Workloads: json (2 KiB), burst (50 SSE chunks at once), paced (50 SSE chunks, 5 ms apart).
+    #[arg(long, value_delimiter = ',', value_parser = ["json", "burst", "paced"],
+        default_values = ["json", "burst", "paced"])]
+    pub workloads: Vec<String>,
+    /// Only targets whose name contains one of these words (direct, nginx, plain, off, observing,
+    /// learning).
+    #[arg(long, value_delimiter = ',')]
+    pub targets: Vec<String>,
+    /// Measure memory instead: many open streams, and one enormous body in each direction.
+    #[arg(long)]
+    pub memory: bool,
+    /// Streams of the memory measurement.
+    #[arg(long, default_value_t = 800)]
+    pub streams: usize,
+    /// Size of the enormous body, MiB.
+    #[arg(long, default_value_t = 4096)]
+    pub bulk_mib: u64,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+impl BenchProxyArgs {
+    /// Whether the target called `name` is asked for.
+    pub fn wants(&self, name: &str) -> bool {
+        self.targets.is_empty() || self.targets.iter().any(|word| name.contains(word.as_str()))
+    }
 }
 
 /// `hone bench trainer`

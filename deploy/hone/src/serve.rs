@@ -37,6 +37,7 @@ pub fn proxy(args: ProxyArgs) -> anyhow::Result<()> {
     let mut config = hone_proxy::ProxyConfig::new(data, args.listen, args.admin, upstream);
     config.grace_ms = args.grace_ms;
     config.threads = args.threads;
+    config.limits.request_bytes_max = args.request_mib_max.saturating_mul(1 << 20);
     hone_proxy::run(config).context("the proxy stopped")
 }
 

@@ -2,9 +2,12 @@
 //! its neighbours.
 
 mod load;
+mod memory;
 mod origin;
 pub mod plain;
+mod proc_stat;
 pub mod proxy;
+mod target;
 pub mod trainer;
 
 /// The median; NaN for nothing.
