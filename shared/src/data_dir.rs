@@ -3,7 +3,7 @@
 //! ```text
 //! models/<name>/  policies/{routes,judges,gates}/*.toml  spool/<boot>/NNNNNN.seg  store.sqlite
 //! registry/<generation>/  registry/aliases/<alias>.json  rounds/<round_id>/
-//! run/<process>.json  secret  admin.token
+//! run/<process>.json  run/proxy.sock  secret  admin.token  overrides.json
 //! ```
 //! Invariant: a secret is created once, with mode 0600, and is never overwritten; small files are
 //! replaced whole.
@@ -80,6 +80,16 @@ impl DataDir {
     /// Policy files of the operator.
     pub fn policies_dir(&self) -> PathBuf {
         self.0.join("policies")
+    }
+
+    /// Learning modes that were set at run time: [`crate::policy::Overrides`].
+    pub fn overrides_path(&self) -> PathBuf {
+        self.0.join("overrides.json")
+    }
+
+    /// Where a running proxy hands its listeners to its successor.
+    pub fn proxy_socket(&self) -> PathBuf {
+        self.0.join("run").join("proxy.sock")
     }
 
     /// Downloaded base models.

@@ -11,6 +11,9 @@
 //! | gating       | checkpoint of the last     | gates again: same seeds, same numbers         |
 //! | publishing   | generation in the registry | publishes again: every step is idempotent     |
 //!
+//! A route whose learning is turned off meanwhile gets no further: its round ends, abandoned, at the
+//! next step, and within training at the next update.
+//!
 //! Invariant: a round ends in exactly one of promoted, refused (by the gate), failed (an anomaly),
 //! abandoned (a fault that is not its samples': they are free again), with a reason.
 
@@ -25,7 +28,7 @@ use crate::sample::split::SPLIT_MIN;
 use crate::train::{self, TrainEnd, TrainError};
 use crate::work::{WorkDir, WorkError};
 use crate::workshop::{Workshop, WorkshopError};
-use hone_shared::policy::{PolicySet, Precision};
+use hone_shared::policy::{Policies, Precision};
 use hone_shared::registry::RegistryError;
 use hone_shared::store::{RoundRow, RoundState, StoreError};
 use parts::{Ground, advance, finish};
@@ -63,14 +66,14 @@ pub enum RoundError {
 pub fn run(
     shop: &mut Workshop,
     row: &mut RoundRow,
-    policies: &PolicySet,
+    policies: &impl Policies,
 ) -> Result<End, RoundError> {
-    let ground = match Ground::of(shop, row, policies)? {
+    let ground = match Ground::of(shop, row, &policies.current())? {
         Ok(ground) => ground,
         Err(reason) => return finish(shop, row, RoundState::Abandoned, reason),
     };
     if let (RoundState::Publishing, Some(_)) = (row.state, &row.candidate) {
-        return publish(shop, row, &ground);
+        return publish(shop, row, &ground, policies);
     }
     let work = WorkDir::open(&shop.data.rounds_dir(), &row.round_id)?;
     if work.count_start()? > STARTS_MAX {
@@ -94,13 +97,19 @@ pub fn run(
     let mut compute = (shop.kernels)(&shop.model_dir, threads, ground.route.train.precision)?;
     let plan = parts::plan(shop, &ground, &batch)?;
     let stop = shop.shutdown.clone();
-    let candidate = match train::train(compute.as_mut(), &plan, &work, &|| stop.is_cancelled())? {
+    let learns = parts::learns(&ground.route.name, policies);
+    let ends = || stop.is_cancelled() || !learns();
+    let candidate = match train::train(compute.as_mut(), &plan, &work, &ends)? {
         TrainEnd::Done(candidate) => candidate,
-        TrainEnd::Interrupted => return Ok(End::Interrupted),
+        TrainEnd::Interrupted if stop.is_cancelled() => return Ok(End::Interrupted),
+        TrainEnd::Interrupted => return parts::turned_off(shop, row),
         TrainEnd::Stopped(reason) => return finish(shop, row, RoundState::Failed, reason),
     };
     row.metrics["updates"] = json!(work.metrics()?);
     drop(compute); // One copy of the weights at a time.
+    if !learns() {
+        return parts::turned_off(shop, row);
+    }
 
     // Gate: better on held-out turns, itself on neutral prompts, or it goes no further.
     advance(shop, row, RoundState::Gating)?;
@@ -125,12 +134,21 @@ pub fn run(
     let base_model = parts::base_name(&shop.model_dir);
     row.candidate = Some(publish::register(&shop.registry, &candidate, &base_model, draft)?);
     advance(shop, row, RoundState::Publishing)?;
-    publish(shop, row, &ground)
+    publish(shop, row, &ground, policies)
 }
 
 /// The last step, also of a round that was killed in it.
-fn publish(shop: &mut Workshop, row: &mut RoundRow, ground: &Ground) -> Result<End, RoundError> {
-    if !ground.route.mode.serves() {
+fn publish(
+    shop: &mut Workshop,
+    row: &mut RoundRow,
+    ground: &Ground,
+    policies: &impl Policies,
+) -> Result<End, RoundError> {
+    if !parts::learns(&row.route, policies)() {
+        return parts::turned_off(shop, row);
+    }
+    // As of now: what was learned while the route served may not be served any more.
+    if !policies.current().route(&row.route).is_some_and(|route| route.mode.serves()) {
         let reason = "shadow: passed the gate and is in the registry; the alias was not moved";
         return finish(shop, row, RoundState::Refused, reason.into());
     }

@@ -275,3 +275,44 @@ fn kill_nine_in_the_middle_of_training_changes_not_one_byte_of_the_adapter() {
     assert_eq!(run(&mut shop, &mut resumed, &set).unwrap(), End::Finished(RoundState::Promoted));
     assert_eq!(resumed.candidate, row.candidate, "a generation is the hash of its bytes");
 }
+
+/// Policies in which the route stops learning when they are asked for the `n`th time.
+struct TurnedOff {
+    n: usize,
+    asked: std::cell::Cell<usize>,
+}
+
+impl Policies for TurnedOff {
+    fn current(&self) -> std::sync::Arc<hone_shared::policy::PolicySet> {
+        self.asked.set(self.asked.get() + 1);
+        let edit = match self.asked.get() >= self.n {
+            true => vec![EASY, ("mode = \"learn\"", "mode = \"observe\"")],
+            false => vec![EASY],
+        };
+        std::sync::Arc::new(policies(&edit))
+    }
+}
+
+#[test]
+fn a_route_whose_learning_is_turned_off_gets_no_further_and_keeps_its_samples() {
+    let it = prepared(CORRECTION);
+    let mut shop = it.workshop();
+    // The questions of a whole round: at its start, before each update, before gate and publishing.
+    let mut n = 2;
+    let set = policies(&[EASY]);
+    let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
+    while n < 1_000 {
+        let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+        let turning = TurnedOff { n, asked: Default::default() };
+        let end = run(&mut shop, &mut row, &turning).unwrap();
+        if turning.asked.get() < n {
+            break;
+        }
+        assert_eq!(end, End::Finished(RoundState::Abandoned), "turned off at question {n}");
+        assert!(row.reason.contains("does not learn any more"), "{}", row.reason);
+        assert!(it.served().is_base());
+        assert_eq!(shop.store.trainable("chat", POOL_MAX).unwrap().len(), pool.len());
+        n += 1;
+    }
+    assert!(n > 5, "a round asks before every update, the gate and publishing: {n}");
+}

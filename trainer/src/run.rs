@@ -49,7 +49,7 @@ pub async fn run_with(
     cfg.data.create()?;
     install_builtin(&cfg.data.policies_dir())?;
     let poll = Duration::from_millis(cfg.poll_ms.max(10));
-    let policies = Arc::new(PolicyWatch::start(cfg.data.policies_dir(), poll)?);
+    let policies = Arc::new(PolicyWatch::follow(&cfg.data, poll)?);
     let stop = shutdown.child_token();
     let (for_judge, for_rounds) = (cfg.clone(), cfg.clone());
     let (judge_policies, judge_stop) = (policies.clone(), stop.clone());
@@ -102,6 +102,8 @@ fn judge_thread(
             // Dropping a pass is safe: each verdict is one statement, and there is none half-way.
             let pass = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                // A route whose learning is turned off is not judged for another question.
+                () = changed(policies, current.version, poll) => continue,
                 pass = judge.pass(&mut store, &current) => pass,
             };
             match pass {
@@ -116,6 +118,13 @@ fn judge_thread(
         }
         Ok(())
     })
+}
+
+/// Waits until the policies are no longer those of `version`.
+async fn changed(policies: &PolicyWatch, version: u64, poll: Duration) {
+    while policies.current().version == version {
+        tokio::time::sleep(poll).await;
+    }
 }
 
 /// Waits, but not through a shutdown.
@@ -211,7 +220,7 @@ fn drive(
 ) -> Result<(), TrainerError> {
     let mut wait_ms = LATER_FIRST_MS;
     for attempt in 1..=LATER_MAX {
-        let result = round::run(shop, row, &policies.current());
+        let result = round::run(shop, row, policies);
         let why = match result {
             Ok(End::Finished(_) | End::Interrupted) => return Ok(()),
             Ok(End::Later(why)) => why,

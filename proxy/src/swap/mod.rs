@@ -56,7 +56,7 @@ impl Watches {
         let registry = |error: RegistryError| ProxyError::Registry(error.to_string());
         let dir = data.policies_dir();
         install_builtin(&dir).map_err(policy)?;
-        let policies = PolicyWatch::start(&dir, every).map_err(policy)?;
+        let policies = PolicyWatch::follow(data, every).map_err(policy)?;
         let open = Registry::open(data.registry_dir()).map_err(registry)?;
         let aliases = AliasWatch::start(open, every).map_err(registry)?;
         Ok(Self { policies, aliases })

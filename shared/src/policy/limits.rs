@@ -138,7 +138,7 @@ impl Checker<'_> {
     /// The error for a value that is not allowed.
     pub fn refuse(&self, key: &str, found: &str, allowed: String) -> PolicyError {
         let (file, key, found) = (self.file.to_owned(), key.to_owned(), found.to_owned());
-        PolicyError::Invalid { file, key, found, allowed }
+        PolicyError::Invalid { file, line: None, key, found, allowed }
     }
 
     /// Checks that `low <= high` for two settings of the same file.

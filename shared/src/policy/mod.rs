@@ -16,6 +16,8 @@ mod builtin;
 mod gate;
 mod judge;
 mod limits;
+mod locate;
+mod overrides;
 mod route;
 mod watch;
 
@@ -26,15 +28,18 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
+use crate::turn::Mode;
+
 pub use builtin::{builtin_files, install_builtin};
 pub use gate::GatePolicy;
 pub use judge::{HintMode, HintPolicy, JudgePolicy, LlmJudge, Pattern, RuleHit, Rules};
 pub use limits::{LIMITS, Limit};
+pub use overrides::{Changed, ModeOverride, OverrideError, Overrides, REASON_CHARS_MAX, TTL_S_MAX};
 pub use route::{
     CapturePolicy, Precision, RoundPolicy, RouteMatch, RoutePolicy, StopPolicy, Teacher,
     TrainPolicy,
 };
-pub use watch::PolicyWatch;
+pub use watch::{Policies, PolicyWatch};
 
 /// Most files in one policy directory.
 pub const FILES_MAX: usize = 1_000;
@@ -63,10 +68,12 @@ pub enum PolicyError {
         problem: String,
     },
     /// A value that is not allowed.
-    #[error("{file}: `{key}` is {found}; allowed: {allowed}")]
+    #[error("{file}{}: `{key}` is {found}; allowed: {allowed}", locate::in_words(*line))]
     Invalid {
         /// The file, relative to the policy directory.
         file: String,
+        /// The line, from 1; `None` where the key is not in the file.
+        line: Option<usize>,
         /// The key, with its sections.
         key: String,
         /// The value that was found.
@@ -74,6 +81,22 @@ pub enum PolicyError {
         /// What would be accepted.
         allowed: String,
     },
+    /// More than one of these, in the order of the files.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<PolicyError>),
+    /// The modes that were set at run time cannot be read.
+    #[error(transparent)]
+    Overrides(OverrideError),
+}
+
+impl PolicyError {
+    /// Every single problem.
+    pub fn each(&self) -> &[PolicyError] {
+        match self {
+            Self::Several(all) => all,
+            one => std::slice::from_ref(one),
+        }
+    }
 }
 
 /// All policies, checked, as of one moment.
@@ -87,6 +110,19 @@ pub struct PolicySet {
     pub judges: BTreeMap<String, Arc<JudgePolicy>>,
     /// Gates by name.
     pub gates: BTreeMap<String, Arc<GatePolicy>>,
+    /// Routes whose mode was set at run time; their policies above have that mode.
+    pub overridden: BTreeMap<String, Overridden>,
+    /// Routes that an override names and that do not exist.
+    pub unknown_overrides: Vec<String>,
+}
+
+/// A route's mode in its file, and what stands over it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overridden {
+    /// The file's mode, to which the route returns.
+    pub file_mode: Mode,
+    /// What was set at run time.
+    pub by: ModeOverride,
 }
 
 impl PolicySet {
@@ -117,33 +153,79 @@ impl PolicySet {
         let mut files: Vec<_> = files.into_iter().collect();
         files.sort_unstable();
         let mut hasher = blake3::Hasher::new();
+        let mut problems = Vec::new();
         let (mut routes, mut judges, mut gates) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        for (path, text) in files {
+        for (path, text) in &files {
             for part in [path, text] {
                 hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
             }
-            let (section, name) = split_path(path)?;
-            match section {
-                "routes" => routes.push(Arc::new(RoutePolicy::parse(path, name, text)?)),
-                "judges" => {
-                    judges.insert(name.to_owned(), Arc::new(JudgePolicy::parse(path, name, text)?));
+            let parsed = split_path(path).and_then(|(section, name)| {
+                match section {
+                    "routes" => routes.push(Arc::new(RoutePolicy::parse(path, name, text)?)),
+                    "judges" => {
+                        let judge = JudgePolicy::parse(path, name, text)?;
+                        judges.insert(name.to_owned(), Arc::new(judge));
+                    }
+                    _ => {
+                        let gate = GatePolicy::parse(path, name, text)?;
+                        gates.insert(name.to_owned(), Arc::new(gate));
+                    }
                 }
-                _ => {
-                    gates.insert(name.to_owned(), Arc::new(GatePolicy::parse(path, name, text)?));
-                }
-            }
+                Ok(())
+            });
+            problems.extend(parsed.err().map(|error| locate::add_line(error, text)));
         }
         routes.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.name.cmp(&b.name)));
         for route in &routes {
-            check_name(route, "judge", &route.judge, judges.keys())?;
-            check_name(route, "gate", &route.gate, gates.keys())?;
+            for (key, name) in [("judge", &route.judge), ("gate", &route.gate)] {
+                problems.extend(check_name(route, key, name, &files).err());
+            }
         }
-        let hash = hasher.finalize();
-        let first = hash.as_bytes().first_chunk::<8>().copied().unwrap_or_default();
-        // SQLite and JSON readers hold signed or 53-bit numbers; 53 bits are plenty to tell sets
-        // apart.
-        let version = u64::from_le_bytes(first) >> 11;
-        Ok(Self { version, routes, judges, gates })
+        if !problems.is_empty() {
+            return Err(match problems.len() {
+                1 => problems.remove(0),
+                _ => PolicyError::Several(problems),
+            });
+        }
+        let version = version(&hasher);
+        let (overridden, unknown_overrides) = (BTreeMap::new(), Vec::new());
+        Ok(Self { version, routes, judges, gates, overridden, unknown_overrides })
+    }
+
+    /// This set, which is as the files say, with the modes that were set at run time and have not
+    /// run out. Its version covers them.
+    pub fn with_overrides(&self, overrides: &Overrides, now_ms: i64) -> Self {
+        let mut set = self.clone();
+        let active = overrides.routes.iter().filter(|(_, held)| held.is_active(now_ms));
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.version.to_le_bytes());
+        for (name, held) in active {
+            let Some(route) = set.routes.iter_mut().find(|route| route.name == *name) else {
+                set.unknown_overrides.push(name.clone());
+                continue;
+            };
+            let file_mode = route.mode;
+            if file_mode != held.mode {
+                *route = Arc::new(RoutePolicy { mode: held.mode, ..RoutePolicy::clone(route) });
+            }
+            hasher.update(name.as_bytes()).update(b"=").update(held.mode.as_str().as_bytes());
+            hasher.update(b"\n");
+            set.overridden.insert(name.clone(), Overridden { file_mode, by: held.clone() });
+        }
+        if !set.overridden.is_empty() {
+            set.version = version(&hasher);
+        }
+        set
+    }
+
+    /// Logs every route whose mode is not what it was in `before`.
+    fn log_modes(&self, before: &Self) {
+        for route in &self.routes {
+            let was = before.route(&route.name).map(|route| route.mode);
+            if let Some(was) = was.filter(|was| *was != route.mode) {
+                tracing::info!(route = route.name, %was, now = %route.mode, "learning mode");
+            }
+        }
     }
 
     /// The route of a request. `path` is without the query; `headers` looks up a header by
@@ -173,22 +255,38 @@ impl PolicySet {
     }
 }
 
-fn check_name<'a>(
+/// The first 53 bits: SQLite and JSON readers hold signed or 53-bit numbers, and 53 are plenty to
+/// tell sets apart.
+fn version(hasher: &blake3::Hasher) -> u64 {
+    let hash = hasher.finalize();
+    let first = hash.as_bytes().first_chunk::<8>().copied().unwrap_or_default();
+    u64::from_le_bytes(first) >> 11
+}
+
+/// Checks that the judge or gate of a route has a file. One that has a file with a mistake in it
+/// exists: one mistake is one problem.
+fn check_name(
     route: &RoutePolicy,
     key: &str,
     name: &str,
-    known: impl Iterator<Item = &'a String>,
+    files: &[(&str, &str)],
 ) -> Result<(), PolicyError> {
-    let known: Vec<&str> = known.map(String::as_str).collect();
+    let section = format!("{key}s");
+    let names = files.iter().filter_map(|(path, _)| split_path(path).ok());
+    let known: Vec<&str> = names.filter(|(s, _)| *s == section).map(|(_, name)| name).collect();
     if known.contains(&name) {
         return Ok(());
     }
-    Err(PolicyError::Invalid {
-        file: format!("routes/{}.toml", route.name),
+    let file = format!("routes/{}.toml", route.name);
+    let text = files.iter().find(|(path, _)| *path == file).map_or("", |(_, text)| text);
+    let error = PolicyError::Invalid {
+        file,
+        line: None,
         key: key.to_owned(),
         found: format!("\"{name}\""),
-        allowed: format!("the name of a file in {key}s/: {}", known.join(", ")),
-    })
+        allowed: format!("the name of a file in {section}/: {}", known.join(", ")),
+    };
+    Err(locate::add_line(error, text))
 }
 
 /// `routes/chat.toml` → (`routes`, `chat`).

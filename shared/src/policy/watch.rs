@@ -4,6 +4,9 @@
 //! swaps them), and reads files only when one of those changed. A set that does not pass keeps the
 //! last good one, and the error is logged.
 //!
+//! Modes that were set at run time ([`super::Overrides`]) are laid over the files here, and fall away
+//! by the clock.
+//!
 //! Invariant: readers never wait, and always see a set that passed every check.
 
 use std::collections::BTreeMap;
@@ -16,16 +19,46 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use super::{PolicyError, PolicySet};
+use super::{OverrideError, Overrides, PolicyError, PolicySet};
+use crate::clock::now_ms;
+use crate::data_dir::DataDir;
 
 type Fingerprint = BTreeMap<PathBuf, (Option<SystemTime>, u64)>;
 
+/// Who can say what the policies are now.
+pub trait Policies {
+    /// The set as of now.
+    fn current(&self) -> Arc<PolicySet>;
+}
+
+/// A set that does not change.
+impl Policies for PolicySet {
+    fn current(&self) -> Arc<PolicySet> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Policies for PolicyWatch {
+    fn current(&self) -> Arc<PolicySet> {
+        Self::current(self)
+    }
+}
+
 struct Shared {
     dir: PathBuf,
+    overrides: Option<PathBuf>,
     current: ArcSwap<PolicySet>,
     last_error: ArcSwapOption<PolicyError>,
+    overrides_error: ArcSwapOption<OverrideError>,
     /// What was read last; also serialises readers of the disk.
-    read: Mutex<Fingerprint>,
+    read: Mutex<Read>,
+}
+
+/// The last good state of the disk.
+struct Read {
+    seen: Fingerprint,
+    files: PolicySet,
+    overrides: Overrides,
 }
 
 /// Follows a policy directory until dropped.
@@ -38,11 +71,35 @@ pub struct PolicyWatch {
 impl PolicyWatch {
     /// Loads the policies in `dir` and follows them, looking every `poll`. Error: they do not pass.
     pub fn start(dir: impl Into<PathBuf>, poll: Duration) -> Result<Self, PolicyError> {
-        let dir = dir.into();
+        Self::begin(dir.into(), None, poll)
+    }
+
+    /// As [`PolicyWatch::start`] for a data directory, with the modes that were set at run time. An
+    /// `overrides.json` that cannot be read is an error here: without it, learning could be on that
+    /// somebody turned off. Once running, the last good one stays.
+    pub fn follow(data: &DataDir, poll: Duration) -> Result<Self, PolicyError> {
+        Self::begin(data.policies_dir(), Some(data.overrides_path()), poll)
+    }
+
+    fn begin(
+        dir: PathBuf,
+        overrides: Option<PathBuf>,
+        poll: Duration,
+    ) -> Result<Self, PolicyError> {
         // Taken before the files are read: a change in between is then seen by the next look.
-        let read = Mutex::new(fingerprint(&dir));
-        let current = ArcSwap::from_pointee(PolicySet::load(&dir)?);
-        let shared = Arc::new(Shared { dir, current, last_error: ArcSwapOption::empty(), read });
+        let seen = fingerprint(&dir, overrides.as_deref());
+        let files = PolicySet::load(&dir)?;
+        let read = overrides.as_deref().map(Overrides::read).transpose();
+        let held = read.map_err(PolicyError::Overrides)?.unwrap_or_default();
+        let current = ArcSwap::from_pointee(files.with_overrides(&held, now_ms()));
+        let shared = Arc::new(Shared {
+            dir,
+            overrides,
+            current,
+            last_error: ArcSwapOption::empty(),
+            overrides_error: ArcSwapOption::empty(),
+            read: Mutex::new(Read { seen, files, overrides: held }),
+        });
         let (stop, stopped) = mpsc::channel::<()>();
         let polled = Arc::clone(&shared);
         let run = move || {
@@ -69,6 +126,17 @@ impl PolicyWatch {
         self.shared.last_error.load_full()
     }
 
+    /// Everything that an operator should put right: policies or overrides that are not taken, and
+    /// overrides of routes that do not exist.
+    pub fn problems(&self) -> Vec<String> {
+        let policies = self.last_error().map(|error| error.to_string());
+        let overrides = self.shared.overrides_error.load_full().map(|error| error.to_string());
+        let current = self.current();
+        let unknown = current.unknown_overrides.iter();
+        let unknown = unknown.map(|route| format!("overrides.json: there is no route `{route}`"));
+        policies.into_iter().chain(overrides).chain(unknown).collect()
+    }
+
     /// Reads the files now; when this returns, readers see them. Error: they do not pass, and
     /// nothing changed.
     pub fn refresh(&self) -> Result<Arc<PolicySet>, PolicyError> {
@@ -80,17 +148,32 @@ impl PolicyWatch {
 impl Shared {
     fn look(&self, always: bool) -> Result<(), PolicyError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = fingerprint(&self.dir);
-        if *read == now && !always {
+        let seen = fingerprint(&self.dir, self.overrides.as_deref());
+        let (changed, now) = (read.seen != seen || always, now_ms());
+        let ran_out = |set: &PolicySet| set.overridden.values().any(|o| !o.by.is_active(now));
+        if !changed && !ran_out(&self.current.load()) {
             return Ok(());
         }
-        *read = now;
+        let mut result = Ok(());
+        if changed {
+            read.seen = seen;
+            result = self.read_files(&mut read);
+            self.read_overrides(&mut read);
+        }
+        let set = read.files.with_overrides(&read.overrides, now);
+        let before = self.current.load();
+        if set.version != before.version {
+            tracing::info!(version = set.version, "policies changed");
+            set.log_modes(&before);
+        }
+        self.current.store(Arc::new(set));
+        result
+    }
+
+    fn read_files(&self, read: &mut Read) -> Result<(), PolicyError> {
         match PolicySet::load(&self.dir) {
             Ok(set) => {
-                if set.version != self.current.load().version {
-                    tracing::info!(version = set.version, "policies changed");
-                    self.current.store(Arc::new(set));
-                }
+                read.files = set;
                 self.last_error.store(None);
                 Ok(())
             }
@@ -101,11 +184,24 @@ impl Shared {
             }
         }
     }
+
+    fn read_overrides(&self, read: &mut Read) {
+        match self.overrides.as_deref().map(Overrides::read).transpose() {
+            Ok(overrides) => {
+                read.overrides = overrides.unwrap_or_default();
+                self.overrides_error.store(None);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the last good overrides stay");
+                self.overrides_error.store(Some(Arc::new(error)));
+            }
+        }
+    }
 }
 
 /// Names, sizes and times of the policy files; what cannot be read is left out and fails when it is
 /// loaded.
-fn fingerprint(dir: &Path) -> Fingerprint {
+fn fingerprint(dir: &Path, overrides: Option<&Path>) -> Fingerprint {
     let sections = ["routes", "judges", "gates"].into_iter();
     let entries = sections.filter_map(|s| fs::read_dir(dir.join(s)).ok()).flatten().flatten();
     let paths = entries.map(|entry| entry.path()).take(super::FILES_MAX);
@@ -113,7 +209,7 @@ fn fingerprint(dir: &Path) -> Fingerprint {
         let meta = fs::metadata(&path).ok()?;
         Some((path, (meta.modified().ok(), meta.len())))
     };
-    paths.filter_map(stat).collect()
+    paths.chain(overrides.map(Path::to_owned)).filter_map(stat).collect()
 }
 
 impl Drop for PolicyWatch {

@@ -10,7 +10,7 @@ use crate::work::WorkDir;
 use crate::workshop::Workshop;
 use hone_model::lora::Lora;
 use hone_shared::clock::now_ms;
-use hone_shared::policy::{GatePolicy, JudgePolicy, PolicySet, RoutePolicy, Teacher};
+use hone_shared::policy::{GatePolicy, JudgePolicy, Policies, PolicySet, RoutePolicy, Teacher};
 use hone_shared::registry::{AliasState, ManifestDraft};
 use hone_shared::store::{RoundRow, RoundState, StoredTurn, VerdictRow};
 use hone_shared::turn::{Generation, TurnId};
@@ -42,7 +42,7 @@ impl Ground {
         policies: &PolicySet,
     ) -> Result<Result<Self, String>, RoundError> {
         let Some(route) = policies.route(&row.route).filter(|r| r.mode.trains()) else {
-            return Ok(Err(format!("route `{}` does not learn any more", row.route)));
+            return Ok(Err(no_longer(&row.route)));
         };
         let gate = policies.gates.get(&route.gate).cloned();
         let judge = policies.judges.get(&route.judge).cloned();
@@ -55,6 +55,21 @@ impl Ground {
         let incumbent = shop.adapter(&row.incumbent)?;
         Ok(Ok(Self { route: route.clone(), gate, judge, incumbent }))
     }
+}
+
+fn no_longer(route: &str) -> String {
+    format!("route `{route}` does not learn any more")
+}
+
+/// Whether a route learns as of the moment of asking.
+pub fn learns<'a>(route: &'a str, policies: &'a impl Policies) -> impl Fn() -> bool + 'a {
+    move || policies.current().route(route).is_some_and(|route| route.mode.trains())
+}
+
+/// Ends the round of a route whose learning was turned off; its samples are free again.
+pub fn turned_off(shop: &mut Workshop, row: &mut RoundRow) -> Result<End, RoundError> {
+    let reason = no_longer(&row.route);
+    finish(shop, row, RoundState::Abandoned, reason)
 }
 
 /// A new round of a route over `pool`, recorded as begun.
