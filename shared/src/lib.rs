@@ -8,6 +8,7 @@
 //! * [`spool`]: append-only segments between the tap and the store; the first durable place of a
 //!   turn.
 //! * [`store`]: the SQLite database of turns, links, verdicts and rounds.
+//! * [`toggle`]: a route's learning mode, changed at run time, with an audit row.
 //! * `wire`: parsers of request and response bodies. `link`: which turn a request continues.
 //! * `policy`: the TOML files that say what is learned. `registry`: adapter generations and
 //!   aliases.
@@ -23,5 +24,6 @@ pub mod registry;
 pub mod secret;
 pub mod spool;
 pub mod store;
+pub mod toggle;
 pub mod turn;
 pub mod wire;

@@ -1,7 +1,7 @@
 //! Learning modes set at run time: they win over the files, survive restarts, and fall away by the
 //! clock.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests may fail loudly")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail loudly")]
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use hone_shared::clock::now_ms;
 use hone_shared::data_dir::DataDir;
 use hone_shared::policy::{
-    ModeOverride, Overrides, PolicyError, PolicySet, PolicyWatch, install_builtin,
+    ModeOverride, Overrides, PolicyError, PolicySet, PolicyWatch, Unaudited, install_builtin,
 };
+use hone_shared::store::Store;
+use hone_shared::toggle::{self, ToggleError};
 use hone_shared::turn::Mode;
 
 const SLOW: Duration = Duration::from_secs(3600);
@@ -22,9 +24,18 @@ fn data() -> (tempfile::TempDir, DataDir) {
     (dir, data)
 }
 
+/// Also for routes that are gone: as if the route was removed afterwards.
 fn set(data: &DataDir, route: &str, mode: Mode, ttl_s: Option<u64>) {
     let held = ModeOverride::new(mode, ttl_s, "a test", "cli:test", now_ms()).unwrap();
-    Overrides::change(data, route, Some(held), now_ms()).unwrap();
+    let note = |_: Option<&ModeOverride>| Unaudited {
+        actor: "cli:test".to_owned(),
+        action: "learning.set".to_owned(),
+        route: route.to_owned(),
+        before: String::new(),
+        after: String::new(),
+        reason: String::new(),
+    };
+    Overrides::change(data, route, Some(held), note, now_ms()).unwrap();
 }
 
 fn mode(watch: &PolicyWatch) -> Mode {
@@ -56,7 +67,7 @@ fn an_override_wins_over_the_file_and_every_reader_of_the_directory_sees_it() {
     let restarted = PolicyWatch::follow(&data, SLOW).unwrap();
     assert_eq!(mode(&restarted), Mode::Observe, "a restart does not turn learning on again");
 
-    Overrides::change(&data, "chat", None, now_ms()).unwrap();
+    toggle::reset(&data, "chat", "cli:test", "").unwrap();
     until("the proxy is back", || mode(&proxy) == Mode::Learn);
     assert_eq!(proxy.current().version, before.version);
 }
@@ -136,4 +147,60 @@ fn all_mistakes_of_all_files_are_said_at_once_with_their_lines() {
     assert!(said[0].starts_with(&line("judges/chat.toml", "votes = 99")), "{said:?}");
     assert!(said[1].starts_with(&line("routes/completions.toml", "mood")), "{said:?}");
     assert!(said[2].starts_with(&line("routes/chat.toml", "nobody")), "{said:?}");
+}
+
+#[test]
+fn every_change_is_audited_with_before_after_and_reason() {
+    let (_dir, data) = data();
+    let hour = ModeOverride::new(Mode::Observe, Some(3600), "exam week", "ops", now_ms()).unwrap();
+    let until_ms = hour.until_ms.unwrap();
+    let set = toggle::set(&data, "chat", hour).unwrap();
+    assert_eq!((set.before, set.after, set.audited), (Mode::Learn, Mode::Observe, true));
+    let reset = toggle::reset(&data, "chat", "cli:me", "over").unwrap();
+    assert_eq!((reset.before, reset.after), (Mode::Observe, Mode::Learn));
+    let again = toggle::reset(&data, "chat", "cli:me", "").unwrap();
+    assert_eq!((again.before, again.after), (Mode::Learn, Mode::Learn));
+    let rows = Store::open_read_only(&data.store_path()).unwrap().audit(10, None).unwrap();
+    let said: Vec<_> = rows
+        .iter()
+        .rev()
+        .map(|row| {
+            let texts = [&row.actor, &row.action, &row.target, &row.reason];
+            let change = [row.before.as_deref(), row.after.as_deref()].map(Option::unwrap);
+            format!("{} | {}", texts.map(String::as_str).join(" "), change.join(" -> "))
+        })
+        .collect();
+    let first = format!("ops learning.set chat exam week | learn -> observe until_ms={until_ms}");
+    let second = format!("cli:me learning.reset chat over | observe until_ms={until_ms} -> learn");
+    assert_eq!(said[..2], [first, second]);
+}
+
+#[test]
+fn a_change_works_while_the_store_is_away_and_is_audited_later() {
+    let (_dir, data) = data();
+    fs::create_dir(data.store_path()).unwrap();
+    let held = ModeOverride::new(Mode::Off, None, "now!", "ops", now_ms()).unwrap();
+    let toggled = toggle::set(&data, "chat", held).unwrap();
+    assert!(!toggled.audited);
+    assert_eq!(toggle::audit_pending(&data).unwrap(), 1);
+    let watch = PolicyWatch::follow(&data, SLOW).unwrap();
+    assert_eq!(mode(&watch), Mode::Off);
+    fs::remove_dir(data.store_path()).unwrap();
+    assert_eq!(toggle::audit_pending(&data).unwrap(), 0);
+    assert_eq!(toggle::audit_pending(&data).unwrap(), 0);
+    let rows = Store::open_read_only(&data.store_path()).unwrap().audit(10, None).unwrap();
+    assert_eq!((rows.len(), rows[0].reason.as_str()), (1, "now!"));
+}
+
+#[test]
+fn a_route_that_does_not_exist_cannot_be_set_but_its_override_can_be_taken_back() {
+    let (_dir, data) = data();
+    let held = ModeOverride::new(Mode::Off, None, "", "ops", now_ms()).unwrap();
+    let error = toggle::set(&data, "gone", held).unwrap_err();
+    let ToggleError::NoRoute { known, .. } = &error else { panic!("{error}") };
+    assert_eq!(known, "chat, completions");
+    set(&data, "gone", Mode::Off, None);
+    assert!(matches!(toggle::reset(&data, "never", "ops", ""), Err(ToggleError::NoRoute { .. })));
+    toggle::reset(&data, "gone", "ops", "").unwrap();
+    assert!(Overrides::read(&data.overrides_path()).unwrap().routes.is_empty());
 }

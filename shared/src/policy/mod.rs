@@ -34,7 +34,9 @@ pub use builtin::{builtin_files, install_builtin};
 pub use gate::GatePolicy;
 pub use judge::{HintMode, HintPolicy, JudgePolicy, LlmJudge, Pattern, RuleHit, Rules};
 pub use limits::{LIMITS, Limit};
-pub use overrides::{Changed, ModeOverride, OverrideError, Overrides, REASON_CHARS_MAX, TTL_S_MAX};
+pub use overrides::{
+    ModeOverride, OverrideError, Overrides, REASON_CHARS_MAX, TTL_S_MAX, Unaudited,
+};
 pub use route::{
     CapturePolicy, Precision, RoundPolicy, RouteMatch, RoutePolicy, StopPolicy, Teacher,
     TrainPolicy,

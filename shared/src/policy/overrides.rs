@@ -45,6 +45,15 @@ pub enum OverrideError {
     Refused(String),
 }
 
+/// One writer at a time, in whatever process; released when dropped.
+fn lock(path: &Path) -> Result<File, OverrideError> {
+    let mut options = File::options();
+    let options = options.create(true).truncate(false).write(true);
+    let lock = options.open(path.with_extension("lock")).map_err(io_error)?;
+    lock.lock().map_err(io_error)?;
+    Ok(lock)
+}
+
 fn io_error(error: io::Error) -> OverrideError {
     OverrideError::Io(error.to_string())
 }
@@ -105,15 +114,27 @@ pub struct Overrides {
     /// By route.
     #[serde(default)]
     pub routes: BTreeMap<String, ModeOverride>,
+    /// Changes that the audit trail does not have yet: the store was locked or away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unaudited: Vec<Unaudited>,
 }
 
-/// What a change did to one route's override.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Changed {
-    /// The override that counted before.
-    pub before: Option<ModeOverride>,
-    /// The one that counts now.
-    pub after: Option<ModeOverride>,
+/// One change, as the audit trail is to have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unaudited {
+    /// Who.
+    pub actor: String,
+    /// `learning.set` or `learning.reset`.
+    pub action: String,
+    /// The route.
+    pub route: String,
+    /// Its mode before.
+    pub before: String,
+    /// Its mode now, and until when.
+    pub after: String,
+    /// Why.
+    pub reason: String,
 }
 
 impl Overrides {
@@ -132,34 +153,51 @@ impl Overrides {
         })
     }
 
-    /// Sets the override of a route, or takes it back with `None`. Safe against other processes.
-    /// Errors: as of [`Overrides::read`], a lock or disk that refuses, too many overrides.
+    /// Sets the override of a route, or takes it back with `None`, and notes it for the audit trail.
+    /// Safe against other processes. Errors: as of [`Overrides::read`], a lock or disk that refuses,
+    /// too many overrides.
     pub fn change(
         data: &DataDir,
         route: &str,
         to: Option<ModeOverride>,
+        note: impl FnOnce(Option<&ModeOverride>) -> Unaudited,
         now_ms: i64,
-    ) -> Result<Changed, OverrideError> {
+    ) -> Result<Option<ModeOverride>, OverrideError> {
         let path = data.overrides_path();
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.with_extension("lock"))
-            .map_err(io_error)?;
-        lock.lock().map_err(io_error)?;
+        let _lock = lock(&path)?;
         let mut all = Self::read(&path)?;
         all.routes.retain(|_, held| held.is_active(now_ms));
-        let before = match &to {
-            Some(wanted) => all.routes.insert(route.to_owned(), wanted.clone()),
+        let before = match to {
+            Some(wanted) => all.routes.insert(route.to_owned(), wanted),
             None => all.routes.remove(route),
         };
-        if all.routes.len() > OVERRIDES_MAX {
-            let said = format!("there are {OVERRIDES_MAX} overrides already: take some back");
+        all.unaudited.push(note(before.as_ref()));
+        if all.routes.len() > OVERRIDES_MAX || all.unaudited.len() > OVERRIDES_MAX {
+            let said = format!("there are {OVERRIDES_MAX} overrides or unaudited changes already");
             return Err(OverrideError::Refused(said));
         }
         all.write(&path).map_err(io_error)?;
-        Ok(Changed { before, after: to })
+        Ok(before)
+    }
+
+    /// Gives every change that was not audited to `append`, oldest first, until it refuses. Returns
+    /// how many are left. A crash in between can make `append` see a change twice, never not at all.
+    pub fn audit(
+        data: &DataDir,
+        append: impl FnMut(&Unaudited) -> bool,
+    ) -> Result<usize, OverrideError> {
+        let path = data.overrides_path();
+        if Self::read(&path)?.unaudited.is_empty() {
+            return Ok(0);
+        }
+        let _lock = lock(&path)?;
+        let mut all = Self::read(&path)?;
+        let done = all.unaudited.iter().map(append).take_while(|taken| *taken).count();
+        all.unaudited.drain(..done);
+        if done > 0 {
+            all.write(&path).map_err(io_error)?;
+        }
+        Ok(all.unaudited.len())
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
@@ -173,70 +211,5 @@ impl Overrides {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn off(ttl_s: Option<u64>) -> ModeOverride {
-        ModeOverride::new(Mode::Off, ttl_s, "test", "cli:me", 1_000).unwrap()
-    }
-
-    #[test]
-    fn a_change_is_on_disk_whole_and_says_what_it_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = DataDir::new(dir.path());
-        let path = data.overrides_path();
-        assert_eq!(Overrides::read(&path).unwrap(), Overrides::default());
-        let first = Overrides::change(&data, "chat", Some(off(None)), 1_000).unwrap();
-        assert_eq!(first, Changed { before: None, after: Some(off(None)) });
-        assert_eq!(Overrides::read(&path).unwrap().routes["chat"], off(None));
-        let second = Overrides::change(&data, "chat", None, 2_000).unwrap();
-        assert_eq!(second, Changed { before: Some(off(None)), after: None });
-        assert_eq!(Overrides::read(&path).unwrap(), Overrides::default());
-    }
-
-    #[test]
-    fn what_ran_out_does_not_count_and_is_swept_by_the_next_change() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = DataDir::new(dir.path());
-        Overrides::change(&data, "chat", Some(off(Some(2))), 1_000).unwrap();
-        assert!(off(Some(2)).is_active(2_999) && !off(Some(2)).is_active(3_000));
-        let later = Overrides::change(&data, "other", Some(off(None)), 3_000).unwrap();
-        assert_eq!(later.before, None);
-        let left = Overrides::read(&data.overrides_path()).unwrap();
-        assert_eq!(left.routes.keys().collect::<Vec<_>>(), ["other"]);
-    }
-
-    #[test]
-    fn a_damaged_file_is_an_error_with_its_line_and_is_not_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = DataDir::new(dir.path());
-        fs::write(data.overrides_path(), "{\"routes\":\n{\"a\": {\"mode\": \"on\"}}}").unwrap();
-        let error = Overrides::change(&data, "chat", None, 1).unwrap_err();
-        assert!(matches!(error, OverrideError::Malformed { line: 2, .. }), "{error}");
-        assert!(error.to_string().contains("observe"), "{error}");
-    }
-
-    #[test]
-    fn writers_that_race_all_leave_their_change() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = DataDir::new(dir.path());
-        std::thread::scope(|scope| {
-            for at in 0..8 {
-                let data = &data;
-                scope.spawn(move || {
-                    let route = format!("r{at}");
-                    Overrides::change(data, &route, Some(off(None)), 1_000).unwrap();
-                });
-            }
-        });
-        assert_eq!(Overrides::read(&data.overrides_path()).unwrap().routes.len(), 8);
-    }
-
-    #[test]
-    fn too_long_a_reason_or_life_is_refused() {
-        let with = |ttl_s, reason: &str| ModeOverride::new(Mode::Off, ttl_s, reason, "me", 0);
-        assert!(with(None, &"x".repeat(REASON_CHARS_MAX + 1)).is_err());
-        assert!(with(Some(0), "").is_err() && with(Some(TTL_S_MAX + 1), "").is_err());
-        assert!(with(Some(TTL_S_MAX), &"x".repeat(REASON_CHARS_MAX)).is_ok());
-    }
-}
+#[path = "overrides_tests.rs"]
+mod tests;
