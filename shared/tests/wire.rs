@@ -6,13 +6,13 @@ use std::io::Write;
 
 use hone_shared::turn::Generation;
 use hone_shared::wire::coding::{INFLATED_BYTES_MAX, inflate};
-use hone_shared::wire::openai::{parse_request, parse_response, understands};
 use hone_shared::wire::sse::{Decoder, Event, events};
-use hone_shared::wire::{ResponseView, WireError};
+use hone_shared::wire::{ResponseView, WireError, parse_request, parse_response, understands};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
+const LEGACY: &str = "/v1/completions";
 const SSE: Option<&str> = Some("text/event-stream; charset=utf-8");
 const JSON: Option<&str> = Some("application/json");
 
@@ -22,7 +22,7 @@ fn stream(chunks: &[Value]) -> Vec<u8> {
 }
 
 fn read(body: &[u8]) -> ResponseView {
-    parse_response(SSE, None, body, true).unwrap()
+    parse_response(CHAT, SSE, None, body, true).unwrap()
 }
 
 fn delta(index: u32, delta: Value) -> Value {
@@ -113,7 +113,7 @@ fn line_endings_and_a_missing_end_make_no_difference() {
     assert_eq!(read(without_done.trim_end().as_bytes()), expected, "no last blank line");
     assert_eq!(read(body.replace("data: ", "data:").as_bytes()), expected);
     assert_eq!(
-        parse_response(None, None, body.as_bytes(), true).unwrap(),
+        parse_response(CHAT, None, None, body.as_bytes(), true).unwrap(),
         expected,
         "no content type"
     );
@@ -204,30 +204,33 @@ fn a_whole_response_keeps_every_message_as_sent() {
         {"index": 1, "message": {"role": "assistant", "content": "b", "reasoning": "r", "vendor": {"k": 1}}, "finish_reason": "stop"},
         {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "length"},
     ]});
-    let view = parse_response(JSON, None, body.to_string().as_bytes(), false).unwrap();
+    let view = parse_response(CHAT, JSON, None, body.to_string().as_bytes(), false).unwrap();
     assert_eq!(view.choices[0].message["content"], "a");
     assert_eq!(view.choices[1].message, body["choices"][0]["message"]);
     assert!(view.finished && view.adapter_generation.is_none());
     let error =
         json!({"error": {"message": "no such model", "code": "model_not_found"}}).to_string();
-    let view = parse_response(JSON, None, error.as_bytes(), true).unwrap();
+    let view = parse_response(CHAT, JSON, None, error.as_bytes(), true).unwrap();
     assert_eq!(view.error.unwrap()["code"], "model_not_found");
     assert!(view.choices.is_empty() && !view.finished);
-    let bad = parse_response(JSON, None, b"<html>", false);
+    let bad = parse_response(CHAT, JSON, None, b"<html>", false);
     assert!(matches!(bad, Err(WireError::Json { .. })));
 }
 
 #[test]
 fn legacy_completions_become_a_conversation() {
-    let request =
-        parse_request("/v1/completions", br#"{"model":"m","prompt":["Once"],"max_tokens":5}"#)
-            .unwrap();
+    let request = parse_request(
+        "/v1/completions",
+        None,
+        br#"{"model":"m","prompt":["Once"],"max_tokens":5}"#,
+    )
+    .unwrap();
     assert_eq!(request.messages, [json!({"role": "user", "content": "Once"})]);
     assert_eq!(request.params, json!({"model": "m", "max_tokens": 5}));
-    let tokens = parse_request("/v1/completions", br#"{"prompt":[1,2,3]}"#).unwrap();
+    let tokens = parse_request("/v1/completions", None, br#"{"prompt":[1,2,3]}"#).unwrap();
     assert_eq!(tokens.messages[0]["content"], json!([1, 2, 3]));
     let whole = br#"{"choices":[{"index":0,"text":" upon","finish_reason":"length"}]}"#;
-    let view = parse_response(JSON, None, whole, false).unwrap();
+    let view = parse_response(LEGACY, JSON, None, whole, false).unwrap();
     assert_eq!(view.choices[0].message, json!({"role": "assistant", "content": " upon"}));
     let chunks = [
         json!({"choices": [{"index": 0, "text": " up"}]}),
@@ -239,14 +242,17 @@ fn legacy_completions_become_a_conversation() {
 #[test]
 fn a_request_is_split_into_messages_and_the_rest() {
     let body = br#"{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true,"tools":[1],"x":null}"#;
-    let view = parse_request("/v1/chat/completions?a=b", body).unwrap();
+    let view = parse_request("/v1/chat/completions?a=b", None, body).unwrap();
     assert_eq!(view.messages, [json!({"role": "user", "content": "hi"})]);
     assert_eq!(view.params, json!({"model": "m", "stream": true, "tools": [1], "x": null}));
     assert_eq!((view.model.as_deref(), view.stream), (Some("m"), true));
-    assert!(matches!(parse_request(CHAT, b"{"), Err(WireError::Json { .. })));
-    assert!(matches!(parse_request(CHAT, b"[]"), Err(WireError::Shape { .. })));
-    assert!(matches!(parse_request(CHAT, b"{}"), Err(WireError::Shape { key: "messages", .. })));
-    assert!(matches!(parse_request("/v1/embeddings", b"{}"), Err(WireError::Path(_))));
+    assert!(matches!(parse_request(CHAT, None, b"{"), Err(WireError::Json { .. })));
+    assert!(matches!(parse_request(CHAT, None, b"[]"), Err(WireError::Shape { .. })));
+    assert!(matches!(
+        parse_request(CHAT, None, b"{}"),
+        Err(WireError::Shape { key: "messages", .. })
+    ));
+    assert!(matches!(parse_request("/v1/embeddings", None, b"{}"), Err(WireError::Path(_))));
     assert!(understands("/v1/completions") && !understands("/v1/chat"));
     let headers = vec![("X-Session-Id".to_owned(), "s1".to_owned())];
     assert_eq!(view.session(&headers).as_deref(), Some("x-session-id:s1"));
@@ -275,20 +281,20 @@ fn compressed_bodies_are_inflated_up_to_a_cap() {
         ("identity", body.clone()),
         ("gzip, gzip", gzip(&gzip(&body))),
     ] {
-        let view = parse_response(SSE, Some(coding), &bytes, true).unwrap();
+        let view = parse_response(CHAT, SSE, Some(coding), &bytes, true).unwrap();
         assert_eq!(view, expected, "{coding}");
     }
     let cut = gzip(&body);
-    let view = parse_response(SSE, Some("gzip"), &cut[..cut.len() - 30], true).unwrap();
+    let view = parse_response(CHAT, SSE, Some("gzip"), &cut[..cut.len() - 30], true).unwrap();
     assert!(!view.choices.is_empty(), "a cut body is read as far as it goes");
-    assert!(matches!(inflate(Some("br"), &body), Err(WireError::Coding(_))));
+    assert!(matches!(inflate(Some("compress"), &body), Err(WireError::Coding(_))));
     assert!(matches!(inflate(Some("gzip"), b"not gzip"), Err(WireError::Inflate(_))));
     let zeros = vec![0u8; 1 << 20];
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     (0..INFLATED_BYTES_MAX / (1 << 20) + 1).for_each(|_| bomb.write_all(&zeros).unwrap());
     assert!(matches!(inflate(Some("gzip"), &bomb.finish().unwrap()), Err(WireError::Inflate(_))));
     let request = gzip(br#"{"messages":[]}"#);
-    assert!(parse_request(CHAT, &request).unwrap().messages.is_empty());
+    assert!(parse_request(CHAT, None, &request).unwrap().messages.is_empty());
 }
 
 #[test]
@@ -313,9 +319,9 @@ proptest! {
         coding in prop::option::of(prop::sample::select(vec!["gzip", "deflate", "zstd", "identity", "x"])),
         stream in any::<bool>(),
     ) {
-        let _ = parse_request(&path, &body);
+        let _ = parse_request(&path, None, &body);
         for kind in [SSE, JSON, None] {
-            let _ = parse_response(kind, coding, &body, stream);
+            let _ = parse_response(&path, kind, coding, &body, stream);
         }
     }
 

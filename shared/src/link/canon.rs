@@ -3,7 +3,8 @@
 //! * null, empty text, empty lists and objects, and absent keys are equal;
 //! * a string and a list of text parts with the same text are equal;
 //! * arguments of tool calls are compared as JSON, keys sorted; text that is no JSON as text;
-//! * reasoning is left out: most clients do not send it back.
+//! * reasoning, annotations, log-probabilities and item ids are left out: most clients do not send
+//!   them back.
 //!
 //! Invariant: fields are tagged and length-prefixed, so no two different messages share an
 //! encoding.
@@ -13,7 +14,20 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 /// Keys that never take part in linking.
-const IGNORED: [&str; 5] = ["reasoning", "reasoning_content", "thinking", "cache_control", "index"];
+/// They come with an answer and are sent back by some clients only.
+const IGNORED: [&str; 11] = [
+    "reasoning",
+    "reasoning_content",
+    "thinking",
+    "thinking_blocks",
+    "items",
+    "item_ids",
+    "phase",
+    "annotations",
+    "logprobs",
+    "cache_control",
+    "index",
+];
 /// Text compared by [`similarity`], bytes of each side.
 const SIMILARITY_BYTES_MAX: usize = 64 * 1024;
 

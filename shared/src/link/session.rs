@@ -56,6 +56,7 @@ pub fn explicit_session(headers: &Headers, params: &Value) -> Option<String> {
             usable(&format!("metadata.{key}"), object.get(key).and_then(Value::as_str)?)
         })
     };
+    let agent = || usable("metadata.user_id", &session_of_user(params.get("metadata")?)?);
     let body = || {
         BODY.iter().find_map(|key| {
             let value = params.get(key)?;
@@ -64,7 +65,17 @@ pub fn explicit_session(headers: &Headers, params: &Value) -> Option<String> {
             usable(key, id?)
         })
     };
-    header.or_else(metadata).or_else(body)
+    header.or_else(metadata).or_else(agent).or_else(body)
+}
+
+/// Claude Code writes its session into `metadata.user_id`: JSON with a `session_id`, or
+/// `user_…_session_<uuid>`.
+fn session_of_user(metadata: &Value) -> Option<String> {
+    let user = metadata.get("user_id").and_then(Value::as_str)?;
+    if let Ok(Value::Object(fields)) = serde_json::from_str(user) {
+        return fields.get("session_id").and_then(Value::as_str).map(str::to_owned);
+    }
+    user.rsplit_once("_session_").map(|(_, session)| session.to_owned())
 }
 
 fn usable(source: &str, value: &str) -> Option<String> {

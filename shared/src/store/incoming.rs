@@ -10,7 +10,7 @@ use super::bodies::{self, Body, Node};
 use super::flags;
 use crate::link::{self, Chain, Entry, LinkKey};
 use crate::turn::{Begin, Done, Generation, Headers, Outcome};
-use crate::wire::{RequestView, ResponseView, openai};
+use crate::wire::{self, RequestView, ResponseView};
 
 /// A turn that is ready to be inserted.
 pub struct IngestTurn {
@@ -56,10 +56,11 @@ impl IngestTurn {
     pub fn parse(secret: &[u8; 32], mut begin: Begin, mut done: Option<Done>) -> Self {
         let request_body = std::mem::take(&mut begin.body);
         let response_body = done.as_mut().map(|done| std::mem::take(&mut done.body));
-        let request = openai::parse_request(&begin.path, &request_body).ok();
+        let coding = header(&begin.headers, "content-encoding");
+        let request = wire::parse_request(&begin.path, coding, &request_body).ok();
         let response = done.as_ref().and_then(|done| {
             let stream = request.as_ref().is_some_and(|request| request.stream);
-            read_response(done, response_body.as_ref()?, stream)
+            read_response(&begin.path, done, response_body.as_ref()?, stream)
         });
         let tenant = begin.tenant.clone();
         let flags = doubts(&begin, done.as_ref(), request.as_ref(), response.as_ref());
@@ -116,13 +117,13 @@ impl IngestTurn {
 }
 
 fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
-    headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
-fn read_response(done: &Done, body: &Bytes, stream: bool) -> Option<ResponseView> {
+fn read_response(path: &str, done: &Done, body: &Bytes, stream: bool) -> Option<ResponseView> {
     let kind = header(&done.headers, "content-type");
     let coding = header(&done.headers, "content-encoding");
-    openai::parse_response(kind, coding, body, stream).ok()
+    wire::parse_response(path, kind, coding, body, stream).ok()
 }
 
 fn doubts(

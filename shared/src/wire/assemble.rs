@@ -7,7 +7,7 @@
 //! Invariant: memory grows with the bytes read only; indexes sent by an engine never size an
 //! allocation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
@@ -28,6 +28,8 @@ pub(super) struct Assembly {
 struct Partial {
     message: Map<String, Value>,
     calls: BTreeMap<u64, Call>,
+    /// Where the call with an id is, so that a long stream of deltas stays linear.
+    by_id: HashMap<String, u64>,
     /// The call that a delta without index and id continues.
     last_call: u64,
     finish_reason: Option<String>,
@@ -50,6 +52,16 @@ impl Assembly {
         let partial = self.choices.entry(index).or_default();
         if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
             partial.finish_reason = Some(reason.to_owned());
+        }
+        match choice.get("logprobs") {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(fields)) => {
+                let entry = partial.message.entry("logprobs").or_insert_with(|| json!({}));
+                if let Value::Object(known) = entry {
+                    fields.iter().for_each(|(name, value)| merge(known, name, value));
+                }
+            }
+            Some(other) => partial.take_field("logprobs", other),
         }
         // Legacy completions stream `text`; some engines send a whole `message` in a stream.
         if let Some(text) = choice.get("text") {
@@ -91,13 +103,10 @@ impl Partial {
 
     fn take_call(&mut self, position: u64, delta: &Value) {
         let id = delta.get("id").and_then(Value::as_str).filter(|id| !id.is_empty());
-        let by_id = |(at, call): (&u64, &Call)| {
-            let known = call.fields.get("id").and_then(Value::as_str);
-            (id.is_some() && known == id).then_some(*at)
-        };
+        let known = id.and_then(|id| self.by_id.get(id)).copied();
         let index = match delta.get("index").and_then(Value::as_u64) {
             Some(index) => index,
-            None => match (self.calls.iter().find_map(by_id), id) {
+            None => match (known, id) {
                 (Some(known), _) => known,
                 // A new id begins a new call; a delta with neither continues the last one.
                 (None, Some(_)) => {
@@ -110,6 +119,9 @@ impl Partial {
             return;
         }
         self.last_call = index;
+        if let Some(id) = id.filter(|_| known.is_none()) {
+            self.by_id.insert(id.to_owned(), index);
+        }
         let call = self.calls.entry(index).or_default();
         for (key, value) in delta.as_object().into_iter().flatten() {
             match (key.as_str(), value) {

@@ -1,38 +1,57 @@
-//! Content codings: gzip, deflate and zstd bodies, inflated with a cap.
+//! Content codings: gzip, deflate, brotli and zstd bodies, inflated with two caps.
 //!
-//! Invariant: at most [`INFLATED_BYTES_MAX`] bytes come out, whatever goes in.
+//! Invariant: at most [`inflated_bytes_max`] bytes come out of each layer, whatever goes in, and
+//! there are at most four layers: a bomb costs bounded memory and time.
 
 use std::borrow::Cow;
 use std::io::Read;
 
 use super::WireError;
 
-/// Largest inflated body, bytes. A bomb stops here.
+/// Largest inflated body, bytes.
 pub const INFLATED_BYTES_MAX: u64 = 64 << 20;
+/// Conversations shrink to a tenth or a thirtieth; what grows more than this is no conversation.
+const RATIO_MAX: u64 = 100;
+/// A small body may grow to this much, whatever the ratio, bytes.
+const SMALL_BYTES_MAX: u64 = 8 << 20;
+/// Two codings never occur in practice; four is a generous bound on the work.
+const CODINGS_MAX: usize = 4;
+
+/// Most bytes that a compressed body of `len` bytes is inflated to.
+pub fn inflated_bytes_max(len: usize) -> u64 {
+    (len as u64).saturating_mul(RATIO_MAX).clamp(SMALL_BYTES_MAX, INFLATED_BYTES_MAX)
+}
 
 /// The body without its content coding. Codings listed with commas are undone last first. A body
 /// that was cut off is inflated as far as it goes.
 pub fn inflate<'a>(encoding: Option<&str>, body: &'a [u8]) -> Result<Cow<'a, [u8]>, WireError> {
-    let mut plain = Cow::Borrowed(body);
-    // Two codings never occur in practice; four is a generous bound on the work.
     let codings = encoding.unwrap_or_default().split(',').map(str::trim).filter(|c| !c.is_empty());
-    let codings: Vec<&str> = codings.collect();
-    if codings.len() > 4 {
-        return Err(WireError::Coding(codings.join(", ")));
+    let codings: Vec<&str> = codings.take(CODINGS_MAX + 1).collect();
+    if codings.len() > CODINGS_MAX {
+        return Err(WireError::Coding(codings.join(", ").chars().take(80).collect()));
     }
+    // The ratio counts from what crossed the wire, not from layer to layer.
+    let bytes_max = inflated_bytes_max(body.len());
+    let mut plain = Cow::Borrowed(body);
     for coding in codings.iter().rev() {
+        let bytes = plain.as_ref();
         plain = match coding.to_ascii_lowercase().as_str() {
             "identity" => plain,
-            "gzip" | "x-gzip" => read_all(flate2::read::MultiGzDecoder::new(plain.as_ref()))?,
+            _ if bytes.is_empty() => plain,
+            "gzip" | "x-gzip" => read_all(flate2::read::MultiGzDecoder::new(bytes), bytes_max)?,
             // Servers send both the raw and the zlib form; the first byte of the latter is always
             // 0x?8.
-            "deflate" if plain.first().is_some_and(|b| b & 0x0f == 8) => {
-                read_all(flate2::read::ZlibDecoder::new(plain.as_ref()))?
+            "deflate" if bytes.first().is_some_and(|b| b & 0x0f == 8) => {
+                read_all(flate2::read::ZlibDecoder::new(bytes), bytes_max)?
             }
-            "deflate" => read_all(flate2::read::DeflateDecoder::new(plain.as_ref()))?,
+            "deflate" => read_all(flate2::read::DeflateDecoder::new(bytes), bytes_max)?,
+            "br" => read_all(brotli_decompressor::Decompressor::new(bytes, 4096), bytes_max)?,
             "zstd" => {
-                let decoder = zstd::stream::read::Decoder::with_buffer(plain.as_ref());
-                read_all(decoder.map_err(|e| WireError::Inflate(e.to_string()))?)?
+                let decoder = zstd::stream::read::Decoder::with_buffer(bytes);
+                let mut decoder = decoder.map_err(|e| WireError::Inflate(e.to_string()))?;
+                // 8 MiB is what RFC 9659 lets a server ask of a client; a frame could ask for GiB.
+                decoder.window_log_max(23).map_err(|e| WireError::Inflate(e.to_string()))?;
+                read_all(decoder, bytes_max)?
             }
             other => return Err(WireError::Coding(other.chars().take(40).collect())),
         };
@@ -40,11 +59,11 @@ pub fn inflate<'a>(encoding: Option<&str>, body: &'a [u8]) -> Result<Cow<'a, [u8
     Ok(plain)
 }
 
-fn read_all<'a>(reader: impl Read) -> Result<Cow<'a, [u8]>, WireError> {
+fn read_all<'a>(reader: impl Read, bytes_max: u64) -> Result<Cow<'a, [u8]>, WireError> {
     let mut plain = Vec::new();
-    let result = reader.take(INFLATED_BYTES_MAX + 1).read_to_end(&mut plain);
-    if plain.len() as u64 > INFLATED_BYTES_MAX {
-        return Err(WireError::Inflate(format!("more than {INFLATED_BYTES_MAX} bytes")));
+    let result = reader.take(bytes_max + 1).read_to_end(&mut plain);
+    if plain.len() as u64 > bytes_max {
+        return Err(WireError::Inflate(format!("more than {bytes_max} bytes")));
     }
     match result {
         Ok(_) => Ok(Cow::Owned(plain)),

@@ -6,6 +6,9 @@
 //!
 //! Invariant: the events do not depend on how the bytes are cut into chunks.
 
+use std::cell::Cell;
+use std::ops::ControlFlow;
+
 /// One event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Event {
@@ -96,11 +99,26 @@ impl Decoder {
     }
 }
 
+/// The chunks of a stream, however it was cut.
+pub type Chunks<'i, 'c> = &'i mut dyn Iterator<Item = &'c [u8]>;
+
+/// Hands the events of a stream to `take`, one at a time, until it breaks off.
+pub fn for_each(chunks: Chunks<'_, '_>, mut take: impl FnMut(Event) -> ControlFlow<()>) {
+    let over = Cell::new(false);
+    let mut out = |event| over.set(over.get() || take(event).is_break());
+    let mut decoder = Decoder::new();
+    for chunk in chunks.take_while(|_| !over.get()) {
+        decoder.feed(chunk, &mut out);
+    }
+    decoder.finish(&mut out);
+}
+
 /// All events of a whole stream.
 pub fn events(body: &[u8]) -> Vec<Event> {
     let mut found = Vec::new();
-    let mut decoder = Decoder::new();
-    decoder.feed(body, &mut |event| found.push(event));
-    decoder.finish(&mut |event| found.push(event));
+    for_each(&mut std::iter::once(body), |event| {
+        found.push(event);
+        ControlFlow::Continue(())
+    });
     found
 }
