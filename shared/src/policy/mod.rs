@@ -19,6 +19,7 @@ mod limits;
 mod locate;
 mod overrides;
 mod route;
+mod traffic;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ pub use route::{
     CapturePolicy, Precision, RoundPolicy, RouteMatch, RoutePolicy, StopPolicy, Teacher,
     TrainPolicy,
 };
+pub use traffic::TrafficPolicy;
 pub use watch::{Policies, PolicyWatch};
 
 /// Most files in one policy directory.

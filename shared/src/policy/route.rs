@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::limits::Checker;
+use super::traffic::{RawTraffic, TrafficPolicy};
 use super::{PolicyError, parse_toml};
 use crate::registry::valid_name;
 use crate::turn::Mode;
@@ -27,6 +28,8 @@ pub struct RoutePolicy {
     pub alias: String,
     /// How much of the bodies is kept.
     pub capture: CapturePolicy,
+    /// How much one tenant may send.
+    pub traffic: TrafficPolicy,
     /// Name of its judge.
     pub judge: String,
     /// Name of its gate.
@@ -188,6 +191,8 @@ struct RawRoute {
     #[serde(default)]
     capture: RawCapture,
     #[serde(default)]
+    traffic: RawTraffic,
+    #[serde(default)]
     round: RawRound,
     #[serde(default)]
     train: RawTrain,
@@ -283,6 +288,7 @@ impl RoutePolicy {
                 response_bytes_max: check
                     .long("capture.response_bytes_max", raw.capture.response_bytes_max)?,
             },
+            traffic: raw.traffic.check(&check)?,
             judge: raw.judge,
             gate: raw.gate,
             round: raw.round.check(&check)?,
