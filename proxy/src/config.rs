@@ -7,6 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use hone_shared::data_dir::DataDir;
 
+use crate::pem::KeyFiles;
+use crate::upstream::EngineTls;
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the upstream `{given}` cannot be used: {problem}")]
@@ -15,7 +18,7 @@ pub struct UpstreamError {
     problem: &'static str,
 }
 
-/// The engine behind the proxy: scheme, host and port. Paths are the client's business and are
+/// One engine behind the proxy: scheme, host and port. Paths are the client's business and are
 /// never rewritten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
@@ -92,8 +95,14 @@ pub struct ProxyConfig {
     pub listen: SocketAddr,
     /// Where operators connect, with the token of `<data>/admin.token`.
     pub admin: SocketAddr,
-    /// The engine.
-    pub upstream: Upstream,
+    /// Where clients connect with TLS, besides `listen`.
+    pub listen_tls: Option<ListenTls>,
+    /// The engines, all serving the same model; at least one.
+    pub upstreams: Vec<Upstream>,
+    /// How TLS is spoken to those with `https`.
+    pub engine_tls: EngineTls,
+    /// What a health check asks an engine for; done only where there are several to choose from.
+    pub engine_health_path: String,
     /// How long a shutdown waits for open streams, milliseconds. It waits only while there are any.
     pub grace_ms: u64,
     /// Worker threads; 0 = one per core.
@@ -103,11 +112,35 @@ pub struct ProxyConfig {
 }
 
 impl ProxyConfig {
-    /// A configuration with every default: grace 30 s, one thread per core.
-    pub fn new(data: DataDir, listen: SocketAddr, admin: SocketAddr, upstream: Upstream) -> Self {
-        let limits = Limits::default();
-        Self { data, listen, admin, upstream, grace_ms: 30_000, threads: 0, limits }
+    /// A configuration with every default: no TLS, grace 30 s, one thread per core.
+    pub fn new(
+        data: DataDir,
+        listen: SocketAddr,
+        admin: SocketAddr,
+        upstreams: Vec<Upstream>,
+    ) -> Self {
+        Self {
+            data,
+            listen,
+            admin,
+            listen_tls: None,
+            upstreams,
+            engine_tls: EngineTls::default(),
+            engine_health_path: "/health".to_owned(),
+            grace_ms: 30_000,
+            threads: 0,
+            limits: Limits::default(),
+        }
     }
+}
+
+/// A listener that speaks TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenTls {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// The certificate shown to them; read again when the files change.
+    pub files: KeyFiles,
 }
 
 /// The bounds. Times in milliseconds, sizes in bytes.
@@ -148,6 +181,24 @@ pub struct Limits {
     pub upstream_replay_bytes_max: u64,
     /// How often the engine's name is resolved again.
     pub upstream_resolve_ms: u64,
+    /// Concurrent streams on one HTTP/2 connection to an engine.
+    pub upstream_h2_streams_max: usize,
+    /// Engines that may be configured.
+    pub engines_max: usize,
+    /// Between two health checks of an engine.
+    pub engine_probe_ms: u64,
+    /// For one health check.
+    pub engine_probe_timeout_ms: u64,
+    /// Failed connects, or failed health checks, in a row that put an engine's address out of use.
+    pub engine_failures_max: u32,
+    /// How long failed connects put it out of use; health checks decide by themselves.
+    pub engine_cooldown_ms: u64,
+    /// How long a WebSocket may be silent in both directions.
+    pub tunnel_idle_ms: u64,
+    /// For the TLS handshake of a client.
+    pub tls_handshake_ms: u64,
+    /// Pairs of route and tenant whose traffic is counted apart; further ones share.
+    pub traffic_tenants_max: usize,
     /// Bytes that all captures in flight may hold together; beyond it captures are cut and marked.
     pub capture_bytes_max: u64,
     /// How often policy files and aliases are looked at.
@@ -175,6 +226,15 @@ impl Default for Limits {
             upstream_attempts_max: 3,
             upstream_replay_bytes_max: 64 << 10,
             upstream_resolve_ms: 5_000,
+            upstream_h2_streams_max: 100,
+            engines_max: 64,
+            engine_probe_ms: 2_000,
+            engine_probe_timeout_ms: 1_000,
+            engine_failures_max: 3,
+            engine_cooldown_ms: 10_000,
+            tunnel_idle_ms: 300_000,
+            tls_handshake_ms: 10_000,
+            traffic_tenants_max: 65_536,
             capture_bytes_max: 256 << 20,
             watch_ms: 500,
             ingest_drain_ms: 10_000,

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use hone_shared::data_dir::DataDirError;
 
+use crate::pem::PemError;
+
 /// Why [`crate::run`] failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -27,6 +29,12 @@ pub enum ProxyError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The engines cannot be used as configured.
+    #[error("the engines cannot be used: {0}")]
+    Engines(String),
+    /// A certificate or key cannot be used.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] PemError),
     /// The policies are wrong.
     #[error("the policies cannot be used: {0}")]
     Policy(String),

@@ -5,6 +5,7 @@
 //! A request passes [`admit`] (may it pass, who sent it) → [`route`] (which policy, which
 //! generation: pinned) → [`tap`] (its bytes are copied as they pass) → [`upstream`] (the engine).
 //! [`service`] is that order as code.
+//! * [`limit`]: how much each tenant may send. [`pem`]: certificates from files.
 //! * [`listen`]: the accept loop and its graceful end. [`run`](mod@run): start and end of the
 //!   process.
 //! * [`ingest`]: spool → SQLite, in the background. [`swap`]: policies and aliases, watched.
@@ -18,7 +19,9 @@ pub mod admit;
 pub mod config;
 pub mod error;
 pub mod ingest;
+pub mod limit;
 pub mod listen;
+pub mod pem;
 pub mod route;
 pub mod run;
 pub mod service;
@@ -26,6 +29,8 @@ pub mod swap;
 pub mod tap;
 pub mod upstream;
 
-pub use config::{Limits, ProxyConfig, Upstream};
+pub use config::{Limits, ListenTls, ProxyConfig, Upstream};
 pub use error::ProxyError;
+pub use pem::KeyFiles;
 pub use run::{Bound, run, serve};
+pub use upstream::EngineTls;

@@ -28,14 +28,17 @@ use tracing::{info, warn};
 
 use crate::admin::counters::Counters;
 use crate::admin::{self, Operator};
-use crate::config::ProxyConfig;
+use crate::config::{ProxyConfig, Upstream};
 use crate::error::ProxyError;
 use crate::ingest::{Ingest, IngestConfig};
+use crate::limit::Limiter;
 use crate::listen::Listening;
+use crate::listen::tls::{self, Tls};
 use crate::service::Service;
 use crate::swap::Watches;
 use crate::tap::Recorder;
-use crate::upstream::{Engine, resolve};
+use crate::upstream::tunnel::Tunnels;
+use crate::upstream::{Engines, probe, resolve};
 
 /// How long tasks may take to notice that the runtime ends.
 const RUNTIME_END: Duration = Duration::from_secs(2);
@@ -94,6 +97,10 @@ struct Parts {
     recorder: Arc<Recorder>,
     ingest: Arc<Ingest>,
     counters: Arc<Counters>,
+    engines: Arc<Engines>,
+    limiter: Arc<Limiter>,
+    tunnels: Arc<Tunnels>,
+    tls: Option<Arc<Tls>>,
     secret: [u8; 32],
     token: String,
 }
@@ -101,8 +108,12 @@ struct Parts {
 impl Parts {
     fn start(cfg: &ProxyConfig) -> Result<Self, ProxyError> {
         let (secret, token) = (cfg.data.secret()?, cfg.data.admin_token()?);
-        let watches =
-            Arc::new(Watches::start(&cfg.data, Duration::from_millis(cfg.limits.watch_ms))?);
+        let engines = Arc::new(Engines::start(cfg)?);
+        let handshake = Duration::from_millis(cfg.limits.tls_handshake_ms);
+        let tls = cfg.listen_tls.as_ref().map(|listen| Tls::load(&listen.files, handshake));
+        let tls = tls.transpose()?.map(Arc::new);
+        let watches = Watches::start(&cfg.data, Duration::from_millis(cfg.limits.watch_ms))?;
+        let watches = Arc::new(watches.and_certificate(tls.clone()));
         let spool = Spool::start(SpoolConfig::new(cfg.data.spool_dir()))
             .map_err(|error| ProxyError::Spool(error.to_string()))?;
         let ingest = IngestConfig {
@@ -113,7 +124,20 @@ impl Parts {
             Ingest::start(ingest).map_err(|error| ProxyError::Ingest(error.to_string()))?;
         let recorder = Recorder::new(spool, cfg.limits.capture_bytes_max);
         let (ingest, counters) = (Arc::new(ingest), Arc::new(Counters::default()));
-        Ok(Self { watches, recorder, ingest, counters, secret, token })
+        let limiter = Limiter::new(cfg.limits.traffic_tenants_max);
+        let tunnels = Arc::new(Tunnels::default());
+        Ok(Self {
+            watches,
+            recorder,
+            ingest,
+            counters,
+            engines,
+            limiter,
+            tunnels,
+            tls,
+            secret,
+            token,
+        })
     }
 
     async fn serve(
@@ -134,7 +158,8 @@ impl Parts {
         let admin = axum::serve(admin_tcp, admin::router(Arc::clone(&operator)))
             .with_graceful_shutdown(end.clone().cancelled_owned());
         background.spawn(async move { admin.await });
-        let proxy = self.proxy(cfg, &background, end.clone()).await;
+        self.follow_engines(cfg, &background, &end).await;
+        let proxy = self.proxy(cfg);
         let listening = Listening::start(tcp, proxy, &cfg.limits);
         let file = RunFile {
             pid: std::process::id(),
@@ -143,7 +168,8 @@ impl Parts {
             started_ms: now_ms(),
         };
         file.write(&cfg.data, "proxy")?;
-        info!(%address, %admin_address, upstream = cfg.upstream.authority(), "proxy ready");
+        let engines: Vec<String> = cfg.upstreams.iter().map(Upstream::authority).collect();
+        info!(%address, %admin_address, ?engines, "proxy ready");
         ready(Bound { address, admin_address });
 
         stop.cancelled().await;
@@ -166,22 +192,37 @@ impl Parts {
             recorder: Arc::clone(&self.recorder),
             ingest: Arc::clone(&self.ingest),
             counters: Arc::clone(&self.counters),
+            tls: self.tls.clone(),
+            engines: Arc::clone(&self.engines),
+            limiter: Arc::clone(&self.limiter),
+            tunnels: Arc::clone(&self.tunnels),
             draining: AtomicBool::new(false),
         })
     }
 
-    /// Pingora's HTTP machinery around our [`Service`].
-    async fn proxy(
+    /// Learns where the engines are and which of them work, now and in the background.
+    async fn follow_engines(
         &self,
         cfg: &ProxyConfig,
         background: &TaskTracker,
-        end: CancellationToken,
-    ) -> Arc<HttpProxy<Service>> {
-        let address = Arc::new(resolve::Address::default());
-        resolve::resolve_once(&cfg.upstream, &address).await;
+        end: &CancellationToken,
+    ) {
+        for engine in self.engines.all() {
+            resolve::resolve_once(engine).await;
+        }
         let every = Duration::from_millis(cfg.limits.upstream_resolve_ms);
-        let again = resolve::keep_resolving(cfg.upstream.clone(), Arc::clone(&address), every, end);
-        background.spawn(again);
+        let engines = || Arc::clone(&self.engines);
+        background.spawn(resolve::keep_resolving(engines(), every, end.clone()));
+        let path = cfg.engine_health_path.clone();
+        background.spawn(probe::keep_probing(engines(), path, end.clone()));
+        if let Some(tls) = &self.tls {
+            let every = Duration::from_millis(cfg.limits.watch_ms);
+            background.spawn(tls::keep_current(Arc::clone(tls), every, end.clone()));
+        }
+    }
+
+    /// Pingora's HTTP machinery around our [`Service`].
+    fn proxy(&self, cfg: &ProxyConfig) -> Arc<HttpProxy<Service>> {
         let conf = ServerConf {
             threads: tokio::runtime::Handle::current().metrics().num_workers(),
             upstream_keepalive_pool_size: cfg.limits.upstream_idle_max,
@@ -191,7 +232,9 @@ impl Parts {
         let service = Service {
             limits: cfg.limits.clone(),
             watches: Arc::clone(&self.watches),
-            engine: Engine::new(&cfg.upstream, address, &cfg.limits),
+            engines: Arc::clone(&self.engines),
+            limiter: Arc::clone(&self.limiter),
+            tunnels: Arc::clone(&self.tunnels),
             recorder: Arc::clone(&self.recorder),
             counters: Arc::clone(&self.counters),
             secret: self.secret,

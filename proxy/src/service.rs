@@ -4,6 +4,7 @@
 //! Invariant: bodies are never changed. Filters only look at the chunks that pass, and a hook does
 //! nothing that could wait: no disk, no lock, no name resolution.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use hone_shared::secret::{client_of, tenant_of};
 use hone_shared::turn::Outcome;
+use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
@@ -20,12 +23,14 @@ use crate::admin::counters::{Counters, InFlight};
 use crate::admit::reply::{self, Fault};
 use crate::admit::{self, Admission, headers};
 use crate::config::Limits;
-use crate::route::{self, Pinned};
+use crate::limit::{Limiter, Permit};
+use crate::route;
 use crate::swap::Watches;
 use crate::tap::turn::RequestHead;
 use crate::tap::{Recorder, Tap};
-use crate::upstream::Engine;
 use crate::upstream::retry::{self, Attempt};
+use crate::upstream::tunnel::{Tunnel, Tunnels};
+use crate::upstream::{Choice, Engines, Wants, affinity};
 
 /// Everything that requests share.
 pub struct Service {
@@ -34,7 +39,11 @@ pub struct Service {
     /// Policies and aliases, watched.
     pub watches: Arc<Watches>,
     /// Where requests go.
-    pub engine: Engine,
+    pub engines: Arc<Engines>,
+    /// How many of them may.
+    pub limiter: Arc<Limiter>,
+    /// Those that stop being HTTP.
+    pub tunnels: Arc<Tunnels>,
     /// Where turns go.
     pub recorder: Arc<Recorder>,
     /// What is counted.
@@ -46,6 +55,12 @@ pub struct Service {
 /// One request.
 pub struct Ctx {
     tap: Option<Tap>,
+    /// Its place among the requests of its tenant, until it ends.
+    _permit: Option<Permit>,
+    /// Where it goes.
+    destination: Destination,
+    /// Set once the connection is no longer HTTP.
+    tunnel: Option<Tunnel>,
     /// The proxy's own answer, when it gave one.
     fault: Option<Fault>,
     /// The request may not use a pooled connection, because it could not be replayed.
@@ -58,19 +73,47 @@ pub struct Ctx {
     gauge: InFlight,
 }
 
+/// Where one request goes, and what is known from failing to get there.
+#[derive(Default)]
+struct Destination {
+    /// [`affinity::key`] of the request; 0 where there is nothing to choose.
+    key: u64,
+    /// The present attempt's.
+    choice: Option<Choice>,
+    /// Addresses that could not be connected to.
+    tried: Vec<SocketAddr>,
+    /// The connection is to stop being HTTP.
+    upgrade: bool,
+}
+
 impl Service {
-    /// Opens the tap if a policy wants the request recorded.
-    fn tap(&self, session: &Session, admission: Admission) -> Option<Tap> {
-        if admission.upgrade {
-            return None;
-        }
+    /// Finds the request's route, counts it against its tenant's limits, and opens the tap if the
+    /// route wants the request recorded. Errors: what to answer instead.
+    fn enter(
+        &self,
+        session: &Session,
+        admission: Admission,
+        ctx: &mut Ctx,
+    ) -> std::result::Result<(), Fault> {
         let request = session.req_header();
-        let tenant = tenant_of(&self.secret, headers::credential(&request.headers));
+        let credential = headers::credential(&request.headers);
+        let address = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        ctx.destination.upgrade = admission.upgrade;
+        if !self.engines.lone() {
+            ctx.destination.key = affinity::key(&request.headers, credential, address);
+        }
+        let tenant = tenant_of(&self.secret, credential);
         let path = request.uri.path();
         let snapshot = self.watches.snapshot();
-        let pinned: Pinned =
-            route::pin(&snapshot, path, &request.headers, &tenant, admission.opted_out)?;
-        let address = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let Some(policy) = route::find(&snapshot, path, &request.headers, &tenant) else {
+            return Ok(());
+        };
+        let admitted = self.limiter.admit(&policy.name, &tenant, &policy.traffic);
+        ctx._permit = admitted.map_err(Fault::for_refusal)?;
+        if admission.upgrade || admission.opted_out {
+            return Ok(());
+        }
+        let Some(pinned) = route::pin(&snapshot, policy) else { return Ok(()) };
         let head = RequestHead {
             method: request.method.as_str(),
             path,
@@ -79,7 +122,8 @@ impl Service {
             client: client_of(&self.secret, address, headers::user_agent(&request.headers)),
             content_length: admission.content_length,
         };
-        Some(Tap::open(Arc::clone(&self.recorder), pinned, head))
+        ctx.tap = Some(Tap::open(Arc::clone(&self.recorder), pinned, head));
+        Ok(())
     }
 }
 
@@ -90,6 +134,9 @@ impl ProxyHttp for Service {
     fn new_ctx(&self) -> Ctx {
         Ctx {
             tap: None,
+            _permit: None,
+            destination: Destination::default(),
+            tunnel: None,
             fault: None,
             fresh: false,
             response_begun: false,
@@ -121,7 +168,11 @@ impl ProxyHttp for Service {
             Some(bytes) => bytes > self.limits.upstream_replay_bytes_max,
             None => !session.is_body_empty(),
         };
-        ctx.tap = self.tap(session, admission);
+        if let Err(fault) = self.enter(session, admission, ctx) {
+            ctx.fault = Some(fault);
+            fault.send(session).await?;
+            return Ok(true);
+        }
         Ok(false)
     }
 
@@ -131,12 +182,52 @@ impl ProxyHttp for Service {
         if let Some(tap) = &mut ctx.tap {
             tap.attempt();
         }
-        let Some(address) = self.engine.address() else {
+        let to = &mut ctx.destination;
+        to.choice = self.engines.choose(to.key, &to.tried);
+        let Some(choice) = &to.choice else {
+            self.engines.nowhere(to.key);
             let error =
                 Error::explain(ErrorType::ConnectNoRoute, "the engine's name does not resolve");
             return Err(error.into_up());
         };
-        Ok(Box::new(self.engine.peer(address, ctx.fresh)))
+        let wants = Wants { fresh: ctx.fresh, upgrade: to.upgrade };
+        Ok(Box::new(self.engines.peer(choice, wants)))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some(choice) = ctx.destination.choice.as_ref().filter(|_| !reused) {
+            choice.target.connected();
+        }
+        Ok(())
+    }
+
+    /// Nothing was sent, so the next address may have the request, whatever its method.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Ctx,
+        mut e: Box<Error>,
+    ) -> Box<Error> {
+        let to = &mut ctx.destination;
+        if let Some(choice) = to.choice.take() {
+            self.engines.failed(&choice, &e);
+            to.tried.push(choice.target.address);
+        }
+        let again = self.engines.has_more(&to.tried);
+        if again {
+            self.counters.retried();
+        }
+        e.set_retry(again);
+        e
     }
 
     async fn upstream_request_filter(
@@ -145,7 +236,8 @@ impl ProxyHttp for Service {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        if let Some(host) = self.engine.host_header() {
+        let choice = ctx.destination.choice.as_ref();
+        if let Some(host) = choice.and_then(|choice| self.engines.host_header(choice)) {
             request.insert_header(http::header::HOST, host)?;
         }
         if let Some(tap) = &ctx.tap {
@@ -166,7 +258,8 @@ impl ProxyHttp for Service {
             // the connection.
             *body = None;
         }
-        if session.was_upgraded() {
+        if let Some(tunnel) = ctx.tunnel.as_ref().filter(|_| session.was_upgraded()) {
+            tunnel.sent(body.as_ref().map_or(0, Bytes::len));
             return Ok(());
         }
         let chunk = body.as_deref().unwrap_or_default();
@@ -183,11 +276,17 @@ impl ProxyHttp for Service {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        if response.status.is_informational() {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS && ctx.destination.upgrade {
+            ctx.tunnel = Some(self.tunnels.open());
+            session.set_read_timeout(Some(Duration::from_millis(self.limits.tunnel_idle_ms)));
+        } else if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            let error = Error::explain(ErrorType::InvalidHTTPHeader, "a 101 that nobody asked for");
+            return Err(error.into_up());
+        } else if response.status.is_informational() {
             return Ok(());
         }
         ctx.response_begun = true;
@@ -205,7 +304,10 @@ impl ProxyHttp for Service {
         _end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        if let (Some(tap), Some(chunk)) = (&mut ctx.tap, body.as_deref())
+        let Some(chunk) = body.as_deref() else { return Ok(None) };
+        if let Some(tunnel) = &ctx.tunnel {
+            tunnel.received(chunk.len());
+        } else if let Some(tap) = &mut ctx.tap
             && !session.was_upgraded()
         {
             tap.response_chunk(chunk);
@@ -276,6 +378,8 @@ impl Ctx {
     /// How the exchange ended, in the words of the store.
     fn outcome(&self, error: Option<&Error>) -> Outcome {
         match error.map(Error::esource) {
+            // Whoever ended a tunnel, that is how tunnels end.
+            _ if self.tunnel.is_some() => Outcome::Complete,
             None if self.fault.is_some() => Outcome::ClientAbort,
             None if self.gauge.failed() => Outcome::UpstreamError,
             None => Outcome::Complete,

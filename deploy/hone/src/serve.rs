@@ -34,7 +34,7 @@ pub fn proxy(args: ProxyArgs) -> anyhow::Result<()> {
     let data = data_dir(&args.data)?;
     let upstream = hone_proxy::Upstream::parse(&args.engine)
         .with_context(|| format!("--engine {}", args.engine))?;
-    let mut config = hone_proxy::ProxyConfig::new(data, args.listen, args.admin, upstream);
+    let mut config = hone_proxy::ProxyConfig::new(data, args.listen, args.admin, vec![upstream]);
     config.grace_ms = args.grace_ms;
     config.threads = args.threads;
     config.limits.request_bytes_max = args.request_mib_max.saturating_mul(1 << 20);

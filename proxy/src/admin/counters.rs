@@ -15,11 +15,14 @@ pub const BUCKETS_MS: [u64; 12] =
     [1, 5, 20, 50, 100, 250, 500, 1_000, 2_500, 10_000, 60_000, 300_000];
 
 /// All answers of the proxy's own, in the order in which they are counted.
-pub const FAULTS: [Fault; 7] = [
+pub const FAULTS: [Fault; 10] = [
     Fault::ADMIN_ROUTE,
     Fault::BODY_TOO_LARGE,
     Fault::ENGINE_UNAVAILABLE,
     Fault::ENGINE_TIMEOUT,
+    Fault::ENGINE_TLS,
+    Fault::RATE_LIMITED,
+    Fault::CONCURRENCY_LIMITED,
     Fault::BAD_REQUEST,
     Fault::CLIENT_TIMEOUT,
     Fault::INTERNAL,
@@ -137,7 +140,9 @@ impl InFlight {
         if let Some(at) = Outcome::ALL.iter().position(|o| *o == outcome) {
             self.counters.outcomes[at].fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(at) = FAULTS.iter().position(|f| Some(*f) == fault) {
+        if let Some(at) =
+            FAULTS.iter().position(|f| fault.is_some_and(|fault| fault.code == f.code))
+        {
             self.counters.faults[at].fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -7,12 +7,20 @@ use std::fmt::Write;
 use super::counters::Histogram;
 use super::{Operator, status};
 
+mod network;
+
 /// All metrics.
 pub fn render(operator: &Operator) -> String {
     let status = status::of(operator);
     let mut page = Page::default();
     turns(&mut page, &status.counters);
     requests(&mut page, &status.http, operator);
+    if let Some(tls) = &status.tls {
+        network::tls(&mut page, tls);
+    }
+    network::engines(&mut page, &status);
+    network::traffic(&mut page, &status);
+    network::tunnels(&mut page, &status.tunnels);
     let gauge = "gauge";
     let held = operator.recorder.budget().held();
     page.one("hone_capture_bytes", gauge, "Bytes that captures in flight hold.", held);

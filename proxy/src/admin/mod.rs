@@ -25,8 +25,12 @@ use serde_json::json;
 
 use self::counters::Counters;
 use crate::ingest::Ingest;
+use crate::limit::Limiter;
+use crate::listen::tls::Tls;
 use crate::swap::{Refreshed, Watches};
 use crate::tap::Recorder;
+use crate::upstream::Engines;
+use crate::upstream::tunnel::Tunnels;
 
 /// What the admin side looks at.
 pub struct Operator {
@@ -40,6 +44,14 @@ pub struct Operator {
     pub ingest: Arc<Ingest>,
     /// Requests.
     pub counters: Arc<Counters>,
+    /// TLS with clients, where a listener speaks it.
+    pub tls: Option<Arc<Tls>>,
+    /// Where they go.
+    pub engines: Arc<Engines>,
+    /// How many of them may.
+    pub limiter: Arc<Limiter>,
+    /// Those that stopped being HTTP.
+    pub tunnels: Arc<Tunnels>,
     /// Set when a shutdown begins: no longer ready.
     pub draining: AtomicBool,
 }

@@ -10,6 +10,10 @@ use hone_shared::turn::Mode;
 use serde::Serialize;
 
 use super::Operator;
+use crate::limit::LimiterState;
+use crate::listen::tls::TlsState;
+use crate::upstream::snapshot::EngineState;
+use crate::upstream::tunnel::TunnelState;
 
 /// Answer of `GET /v1/status`.
 #[derive(Debug, Serialize)]
@@ -30,6 +34,16 @@ pub struct Status {
     pub counters: Turns,
     /// Requests of this process, recorded or not.
     pub http: Http,
+    /// The TLS listener, if there is one.
+    pub tls: Option<TlsState>,
+    /// All engines.
+    pub engines: Vec<EngineState>,
+    /// Attempts that went to another engine than the one that their conversation belongs to.
+    pub engines_spilled: u64,
+    /// Requests refused for their tenant's limits.
+    pub traffic: LimiterState,
+    /// WebSockets.
+    pub tunnels: TunnelState,
     /// Bytes of the spool on disk.
     pub spool_bytes: u64,
     /// Whether the spool cannot be written or has used up its quota; turns are dropped then.
@@ -113,6 +127,11 @@ pub fn of(operator: &Operator) -> Status {
             outcomes: operator.counters.outcomes().collect(),
             faults: operator.counters.faults().filter(|(_, n)| *n > 0).collect(),
         },
+        tls: operator.tls.as_ref().map(|tls| tls.snapshot()),
+        engines: operator.engines.snapshot(),
+        engines_spilled: operator.engines.spilled(),
+        traffic: operator.limiter.snapshot(),
+        tunnels: operator.tunnels.snapshot(),
         spool_bytes: spool.disk_bytes,
         spool_degraded: spool.degraded || spool.disk_full,
         ingest_lag_ms: ingest.lag_ms,

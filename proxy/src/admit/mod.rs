@@ -23,7 +23,7 @@ pub struct Admission {
     pub opted_out: bool,
     /// Length of the body, where the client says it.
     pub content_length: Option<u64>,
-    /// The connection will stop being HTTP (websocket); its bytes are nobody's turn.
+    /// The connection is to stop being HTTP (WebSocket); its bytes are nobody's turn.
     pub upgrade: bool,
 }
 
@@ -39,6 +39,18 @@ pub fn admit(request: &mut RequestHeader, request_bytes_max: u64) -> Result<Admi
         return Err(Fault::BODY_TOO_LARGE);
     }
     let opted_out = headers::strip_own(request);
-    let upgrade = request.headers.contains_key(header::UPGRADE);
+    let upgrade = asks_for_websocket(request);
     Ok(Admission { opted_out, content_length, upgrade })
+}
+
+/// Whether the request asks for a WebSocket. Any other `Upgrade`, such as the `h2c` that some HTTP
+/// libraries offer with every request, is not passed on, and its request is an ordinary one.
+fn asks_for_websocket(request: &RequestHeader) -> bool {
+    let lists = |name, word: &str| {
+        let values = request.headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
+        values.flat_map(|v| v.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
+    };
+    request.version == http::Version::HTTP_11
+        && lists(header::UPGRADE, "websocket")
+        && lists(header::CONNECTION, "upgrade")
 }

@@ -11,6 +11,8 @@ use pingora::prelude::*;
 use pingora::proxy::Session;
 use serde_json::json;
 
+use crate::limit::Refusal;
+
 /// An answer of the proxy's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
@@ -63,6 +65,33 @@ impl Fault {
              operators: see whether it runs with `hone status`.",
         )
     };
+    /// TLS to the engine failed: its certificate is wrong, or it speaks no TLS.
+    pub const ENGINE_TLS: Self = fault(
+        502,
+        "server_error",
+        "engine_tls_failed",
+        "The proxy could not open a trusted TLS connection to the inference engine behind it. \
+         Operators: `hone status` says for which engine, and why.",
+    );
+    /// The tenant sends more requests than the route allows.
+    pub const RATE_LIMITED: Self = fault(
+        429,
+        "requests",
+        "rate_limit_exceeded",
+        "Too many requests in this minute. Wait for the seconds that `retry-after` says, then send \
+         it again.",
+    );
+    /// The tenant has as many requests in flight as the route allows.
+    pub const CONCURRENCY_LIMITED: Self = Self {
+        retry_after_s: Some(1),
+        ..fault(
+            429,
+            "requests",
+            "concurrency_limit_exceeded",
+            "Too many requests at the same time. Wait until one of yours has ended, then send it \
+             again.",
+        )
+    };
     /// The engine took too long.
     pub const ENGINE_TIMEOUT: Self = Self {
         retry_after_s: Some(1),
@@ -96,6 +125,16 @@ impl Fault {
         "The proxy could not handle this request. Retry; operators: the reason is in its log.",
     );
 
+    /// The answer to a request over its tenant's limits.
+    pub fn for_refusal(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Rate { retry_after_s } => {
+                Self { retry_after_s: Some(retry_after_s), ..Self::RATE_LIMITED }
+            }
+            Refusal::Concurrency => Self::CONCURRENCY_LIMITED,
+        }
+    }
+
     /// The body, as JSON.
     pub fn body(&self) -> Bytes {
         let error = json!({
@@ -126,6 +165,9 @@ pub fn for_error(error: &Error) -> Option<Fault> {
         (_, E::HTTPStatus(400)) => Some(Fault::BAD_REQUEST),
         (ErrorSource::Upstream, E::ReadTimedout | E::WriteTimedout | E::ConnectTimedout) => {
             Some(Fault::ENGINE_TIMEOUT)
+        }
+        (ErrorSource::Upstream, E::TLSHandshakeFailure | E::InvalidCert | E::HandshakeError) => {
+            Some(Fault::ENGINE_TLS)
         }
         (ErrorSource::Upstream, _) => Some(Fault::ENGINE_UNAVAILABLE),
         (

@@ -8,6 +8,7 @@
 //! until its socket is closed, and has a deadline for its first byte.
 
 pub mod socket;
+pub mod tls;
 
 use std::io;
 use std::sync::Arc;

@@ -24,21 +24,21 @@ pub struct Pinned {
     pub policy_version: u64,
 }
 
-/// Finds the policy for a request. `None`: no policy matches, or its mode is `off`, or the client
-/// opted out; such a request passes through and leaves no trace.
-pub fn pin(
+/// The policy that a request falls under, if any.
+pub fn find(
     snapshot: &Snapshot,
     path: &str,
     headers: &HeaderMap,
     tenant: &str,
-    opted_out: bool,
-) -> Option<Pinned> {
-    if opted_out {
-        return None;
-    }
+) -> Option<Arc<RoutePolicy>> {
     let header =
         |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let policy = Arc::clone(snapshot.policies.route_for(path, &header, tenant)?);
+    snapshot.policies.route_for(path, &header, tenant).map(Arc::clone)
+}
+
+/// Decides about a request under `policy`. `None`: its mode is `off`; such a request passes through
+/// and leaves no trace.
+pub fn pin(snapshot: &Snapshot, policy: Arc<RoutePolicy>) -> Option<Pinned> {
     let mode = policy.mode;
     if !mode.captures() {
         return None;

@@ -16,11 +16,13 @@ use hone_shared::turn::Generation;
 use serde::Serialize;
 
 use crate::error::ProxyError;
+use crate::listen::tls::Tls;
 
 /// Both watches.
 pub struct Watches {
     policies: PolicyWatch,
     aliases: AliasWatch,
+    certificate: Option<Arc<Tls>>,
 }
 
 /// What one request decides by.
@@ -59,7 +61,13 @@ impl Watches {
         let policies = PolicyWatch::follow(data, every).map_err(policy)?;
         let open = Registry::open(data.registry_dir()).map_err(registry)?;
         let aliases = AliasWatch::start(open, every).map_err(registry)?;
-        Ok(Self { policies, aliases })
+        Ok(Self { policies, aliases, certificate: None })
+    }
+
+    /// Makes a refresh read the certificate of a TLS listener again, too.
+    pub fn and_certificate(mut self, certificate: Option<Arc<Tls>>) -> Self {
+        self.certificate = certificate;
+        self
     }
 
     /// The present state, consistent for one request.
@@ -79,6 +87,9 @@ impl Watches {
             problems.push(error.to_string());
         }
         if let Err(error) = self.aliases.refresh() {
+            problems.push(error.to_string());
+        }
+        if let Some(Err(error)) = self.certificate.as_ref().map(|tls| tls.refresh()) {
             problems.push(error.to_string());
         }
         Refreshed { policy_version: self.policies.current().version, problems }

@@ -51,7 +51,7 @@ pub fn write_policies(data: &DataDir, mode: &str) {
 pub fn config(data: &Path, upstream: SocketAddr) -> ProxyConfig {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let upstream = Upstream::parse(&format!("http://{upstream}")).unwrap();
-    let mut cfg = ProxyConfig::new(DataDir::new(data), any, any, upstream);
+    let mut cfg = ProxyConfig::new(DataDir::new(data), any, any, vec![upstream]);
     cfg.threads = 2;
     cfg.grace_ms = 10_000;
     cfg.limits.watch_ms = 3_600_000; // Tests refresh by hand.

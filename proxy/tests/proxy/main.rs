@@ -9,12 +9,18 @@
 
 mod admin;
 mod bugs;
+mod certificates;
+mod chaos;
 mod client;
 mod door;
+mod engine_tls;
+mod engines;
 mod faults;
 mod harness;
 mod lifecycle;
+mod limits;
 mod origin;
 mod rows;
 mod transparency;
 mod turns;
+mod websocket;

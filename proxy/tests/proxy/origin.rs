@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ struct State {
     stray: Mutex<Vec<u8>>,
     closed_early: AtomicU64,
     connections: AtomicU64,
+    health: AtomicU16,
 }
 
 impl Origin {
@@ -59,6 +60,11 @@ impl Origin {
 
     pub fn seen(&self) -> Vec<Seen> {
         self.state.seen.lock().unwrap().clone()
+    }
+
+    /// Answers `/health` with this status from now on.
+    pub fn answer_health_with(&self, status: u16) {
+        self.state.health.store(status, Ordering::SeqCst);
     }
 
     /// Bytes that came after a request was complete and are no request.
@@ -159,6 +165,12 @@ async fn serve(tcp: TcpStream, connection: u64, state: Arc<State>) {
             // Closes without an answer, as an engine does whose keep-alive has just run out.
             return;
         }
+        if seen.target == "/health" {
+            let status = state.health.load(Ordering::SeqCst);
+            state.seen.lock().unwrap().push(seen);
+            let _ = reader.tcp.write_all(&json(status.max(200), "{}", "base")).await;
+            continue;
+        }
         if kind == "continue" {
             reader.tcp.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
         }
@@ -171,6 +183,10 @@ async fn serve(tcp: TcpStream, connection: u64, state: Arc<State>) {
         let generation =
             seen.headers.get("x-hone-generation").cloned().unwrap_or("none".to_owned());
         state.seen.lock().unwrap().push(seen.clone());
+        if kind == "cut" {
+            // Has read the request and closes without a word.
+            return;
+        }
         if answer(&mut reader, &kind, n, ms, &generation, &seen).await.is_err() {
             state.closed_early.fetch_add(1, Ordering::SeqCst);
             return;

@@ -31,7 +31,7 @@ pub use canon::{canon, fold, loose_text, similarity};
 pub use chain::{Chain, LinkKey, entries, out_hash, tool_call_entropy_bits};
 pub use memory::MemoryIndex;
 pub use resolve::resolve;
-pub use session::explicit_session;
+pub use session::{explicit_session, header_session};
 
 /// A keyed 128-bit hash.
 pub type Hash = [u8; 16];

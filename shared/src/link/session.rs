@@ -78,12 +78,22 @@ fn session_of_user(metadata: &Value) -> Option<String> {
     user.rsplit_once("_session_").map(|(_, session)| session.to_owned())
 }
 
+/// The session that a client names in a header, as its name and the id; allocates nothing. `header`
+/// looks up a header by lower-case name.
+pub fn header_session<'a>(
+    header: impl Fn(&str) -> Option<&'a str>,
+) -> Option<(&'static str, &'a str)> {
+    HEADERS.into_iter().find_map(|name| Some((name, meaningful(header(name)?)?)))
+}
+
 fn usable(source: &str, value: &str) -> Option<String> {
+    let id: String = meaningful(value)?.chars().take(CHARS_MAX).collect();
+    Some(format!("{source}:{id}"))
+}
+
+fn meaningful(value: &str) -> Option<&str> {
     let value = value.trim();
     let meaningless = MEANINGLESS.iter().any(|word| value.eq_ignore_ascii_case(word));
-    if value.is_empty() || meaningless || value.chars().any(char::is_control) {
-        return None;
-    }
-    let id: String = value.chars().take(CHARS_MAX).collect();
-    Some(format!("{source}:{id}"))
+    let refused = value.is_empty() || meaningless || value.chars().any(char::is_control);
+    (!refused).then_some(value)
 }
