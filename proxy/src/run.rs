@@ -30,7 +30,7 @@ use crate::admin::counters::Counters;
 use crate::admin::{self, Operator};
 use crate::config::{ProxyConfig, Upstream};
 use crate::error::ProxyError;
-use crate::ingest::{Ingest, IngestConfig};
+use crate::ingest::{Ingest, IngestConfig, Policies};
 use crate::limit::Limiter;
 use crate::listen::Listening;
 use crate::listen::tls::{self, Tls};
@@ -116,7 +116,9 @@ impl Parts {
         let watches = Arc::new(watches.and_certificate(tls.clone()));
         let spool = Spool::start(SpoolConfig::new(cfg.data.spool_dir()))
             .map_err(|error| ProxyError::Spool(error.to_string()))?;
+        let policies = Arc::clone(&watches);
         let ingest = IngestConfig {
+            policies: Policies::of(move || policies.snapshot().policies),
             drain_ms_max: cfg.limits.ingest_drain_ms,
             ..IngestConfig::new(&cfg.data, secret)
         };

@@ -20,6 +20,7 @@ pub mod data_dir;
 pub mod link;
 mod pack;
 pub mod policy;
+pub mod redact;
 pub mod registry;
 pub mod secret;
 pub mod spool;

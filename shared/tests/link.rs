@@ -49,6 +49,7 @@ impl World {
             started_ms: self.now,
             route: self.route,
             messages,
+            shown: messages,
             explicit_session: session,
         };
         let resolution = resolve(&self.index, &key, &incoming).unwrap();

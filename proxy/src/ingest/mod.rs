@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use hone_shared::clock::now_ms;
 use hone_shared::data_dir::DataDir;
+use hone_shared::policy::{PolicySet, RedactionPolicy};
 use hone_shared::turn::DropReason;
 
 use worker::Worker;
@@ -35,6 +36,27 @@ pub enum IngestError {
     Thread(#[from] std::io::Error),
 }
 
+/// The policies that turns are redacted and kept by, as of the moment they are asked for.
+#[derive(Clone, Default)]
+pub struct Policies(Option<Arc<dyn Fn() -> Arc<PolicySet> + Send + Sync>>);
+
+impl Policies {
+    /// Asks `current` for the set in force; it must answer with the last good one.
+    pub fn of(current: impl Fn() -> Arc<PolicySet> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(current)))
+    }
+
+    fn redactions_of(&self, route: &str) -> Vec<Arc<RedactionPolicy>> {
+        self.0.as_ref().map(|current| current().redactions_of(route)).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Policies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Policies").field(&self.0.is_some()).finish()
+    }
+}
+
 /// Where the ingest reads and writes, and its limits.
 #[derive(Debug, Clone)]
 pub struct IngestConfig {
@@ -44,6 +66,8 @@ pub struct IngestConfig {
     pub store_path: PathBuf,
     /// The secret of the data directory; keys the links.
     pub secret: [u8; 32],
+    /// What turns are redacted and kept by; none unless set.
+    pub policies: Policies,
     /// Most turns of one transaction.
     pub batch_turns_max: usize,
     /// Most bytes of bodies of one transaction.
@@ -77,6 +101,7 @@ impl IngestConfig {
             spool_dir: data.spool_dir(),
             store_path: data.store_path(),
             secret,
+            policies: Policies::default(),
             batch_turns_max: 512,
             batch_bytes_max: 4 << 20,
             open_turns_max: 65_536,

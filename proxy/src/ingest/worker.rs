@@ -217,7 +217,10 @@ impl Worker {
                 gathered.bytes +=
                     begin.body.len() + done.as_ref().map_or(0, |done| done.body.len());
                 gathered.ids.insert(begin.turn_id);
-                gathered.batch.turns.push(IngestTurn::parse(&self.cfg.secret, begin, done));
+                let redactions = self.cfg.policies.redactions_of(&begin.route);
+                let secret = &self.cfg.secret;
+                let turn = IngestTurn::parse_redacted(secret, begin, done, &redactions);
+                gathered.batch.turns.push(turn);
             }
             Event::Orphan(turn) => gathered.orphans.push(turn),
             Event::Gap(gap) => gathered.batch.gaps.push(gap),

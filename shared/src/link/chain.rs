@@ -31,6 +31,12 @@ impl LinkKey {
         format!("{tenant}/{explicit}")
     }
 
+    /// A stable name for something that must not be stored itself: 16 hex digits, keyed by tenant.
+    pub(crate) fn pseudonym(&self, text: &str) -> String {
+        let hash = self.hash("pseudonym", &[text.as_bytes()]);
+        hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// A keyed 128-bit hash of length-prefixed parts.
     pub(super) fn hash(&self, purpose: &str, parts: &[&[u8]]) -> Hash {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);

@@ -199,8 +199,10 @@ pub struct Incoming<'a> {
     pub started_ms: i64,
     /// The route that it took.
     pub route: &'a str,
-    /// Its messages, oldest first.
+    /// Its messages, oldest first, as they were sent.
     pub messages: &'a [Value],
+    /// The same messages as they are stored (redacted): what is compared with stored answers.
+    pub shown: &'a [Value],
     /// What [`explicit_session`] found.
     pub explicit_session: Option<&'a str>,
 }

@@ -118,7 +118,7 @@ impl<I: LinkIndex> Probe<'_, I> {
     /// The same words of the user, with an answer that was aborted or edited.
     fn changed(&self, last: usize) -> Result<Found, I::Error> {
         let (before, Some(answer)) =
-            (self.incoming.messages.get(..last), self.incoming.messages.get(last))
+            (self.incoming.messages.get(..last), self.incoming.shown.get(last))
         else {
             return Ok(None);
         };

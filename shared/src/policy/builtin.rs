@@ -11,6 +11,8 @@ use super::PolicyError;
 const FILES: &[(&str, &str)] = &[
     ("gates/chat.toml", include_str!("../../../policies/gates/chat.toml")),
     ("judges/chat.toml", include_str!("../../../policies/judges/chat.toml")),
+    ("redactions/personal.toml", include_str!("../../../policies/redactions/personal.toml")),
+    ("redactions/secrets.toml", include_str!("../../../policies/redactions/secrets.toml")),
     ("routes/chat.toml", include_str!("../../../policies/routes/chat.toml")),
     ("routes/completions.toml", include_str!("../../../policies/routes/completions.toml")),
 ];
@@ -23,7 +25,7 @@ pub fn builtin_files() -> &'static [(&'static str, &'static str)] {
 /// Writes the built-in files into `dir` if it holds no policy directory yet. Returns whether it
 /// did.
 pub fn install_builtin(dir: &Path) -> Result<bool, PolicyError> {
-    if ["routes", "judges", "gates"].iter().any(|section| dir.join(section).exists()) {
+    if super::SECTIONS.iter().any(|section| dir.join(section).exists()) {
         return Ok(false);
     }
     for (path, text) in FILES {

@@ -60,6 +60,7 @@ pub const LIMITS: &[Limit] = &[
     real("round.holdout_share", 0.2, 0.0, 0.9, "share of the samples kept for the gate"),
     whole("round.per_session_max", 4.0, 1.0, 4096.0, "samples of one session in a round"),
     whole("round.per_tenant_max", 64.0, 1.0, 4096.0, "samples of one tenant in a round"),
+    whole("retention.days_max", 0.0, 0.0, 36_500.0, "days after which the content of a turn is deleted; 0 = kept"),
     whole("train.rank", 16.0, 1.0, 256.0, "LoRA rank"),
     real("train.alpha", 32.0, 1e-3, 4096.0, "LoRA alpha; updates are scaled by alpha / rank"),
     real("train.learning_rate", 1e-3, 1e-8, 0.1, "AdamW step size"),

@@ -4,13 +4,14 @@
 //! policies/routes/<name>.toml   what a route matches, its learning mode, alias and limits
 //! policies/judges/<name>.toml   rules, the LLM judge and its prompt, hints
 //! policies/gates/<name>.toml    what a candidate must show
+//! policies/redactions/<name>.toml  what is replaced before a turn is stored
 //! ```
 //! Files are read raw (unknown keys refused) and turned into checked values; every number has its
 //! default and range in [`LIMITS`]. A set is loaded whole or not at all, and swapped by
 //! [`PolicyWatch`].
 //!
-//! Invariant: a `PolicySet` is complete (every judge and gate that a route names exists) and never
-//! changes.
+//! Invariant: a `PolicySet` is complete (every judge, gate and redaction that a route names exists)
+//! and never changes.
 
 mod builtin;
 mod gate;
@@ -18,6 +19,8 @@ mod judge;
 mod limits;
 mod locate;
 mod overrides;
+mod redaction;
+mod retention;
 mod route;
 mod traffic;
 mod watch;
@@ -38,6 +41,8 @@ pub use limits::{LIMITS, Limit};
 pub use overrides::{
     ModeOverride, OverrideError, Overrides, REASON_CHARS_MAX, TTL_S_MAX, Unaudited,
 };
+pub use redaction::RedactionPolicy;
+pub use retention::RetentionPolicy;
 pub use route::{
     CapturePolicy, Precision, RoundPolicy, RouteMatch, RoutePolicy, StopPolicy, Teacher,
     TrainPolicy,
@@ -114,6 +119,8 @@ pub struct PolicySet {
     pub judges: BTreeMap<String, Arc<JudgePolicy>>,
     /// Gates by name.
     pub gates: BTreeMap<String, Arc<GatePolicy>>,
+    /// Redactions by name.
+    pub redactions: BTreeMap<String, Arc<RedactionPolicy>>,
     /// Routes whose mode was set at run time; their policies above have that mode.
     pub overridden: BTreeMap<String, Overridden>,
     /// Routes that an override names and that do not exist.
@@ -129,12 +136,15 @@ pub struct Overridden {
     pub by: ModeOverride,
 }
 
+/// The directories of policy files.
+const SECTIONS: [&str; 4] = ["gates", "judges", "redactions", "routes"];
+
 impl PolicySet {
-    /// Reads `routes/`, `judges/` and `gates/` under `dir`. Files that do not end in `.toml` are
-    /// ignored.
+    /// Reads the four directories of policy files under `dir`. Files that do not end in `.toml`
+    /// are ignored.
     pub fn load(dir: &Path) -> Result<Self, PolicyError> {
         let mut files = Vec::new();
-        for section in ["gates", "judges", "routes"] {
+        for section in SECTIONS {
             read_section(dir, section, &mut files)?;
         }
         if files.is_empty() {
@@ -159,6 +169,7 @@ impl PolicySet {
         let mut hasher = blake3::Hasher::new();
         let mut problems = Vec::new();
         let (mut routes, mut judges, mut gates) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut redactions = BTreeMap::new();
         for (path, text) in &files {
             for part in [path, text] {
                 hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
@@ -169,6 +180,10 @@ impl PolicySet {
                     "judges" => {
                         let judge = JudgePolicy::parse(path, name, text)?;
                         judges.insert(name.to_owned(), Arc::new(judge));
+                    }
+                    "redactions" => {
+                        let redaction = RedactionPolicy::parse(path, name, text)?;
+                        redactions.insert(name.to_owned(), Arc::new(redaction));
                     }
                     _ => {
                         let gate = GatePolicy::parse(path, name, text)?;
@@ -184,6 +199,9 @@ impl PolicySet {
             for (key, name) in [("judge", &route.judge), ("gate", &route.gate)] {
                 problems.extend(check_name(route, key, name, &files).err());
             }
+            if let Some(name) = &route.redaction {
+                problems.extend(check_name(route, "redaction", name, &files).err());
+            }
         }
         if !problems.is_empty() {
             return Err(match problems.len() {
@@ -193,7 +211,7 @@ impl PolicySet {
         }
         let version = version(&hasher);
         let (overridden, unknown_overrides) = (BTreeMap::new(), Vec::new());
-        Ok(Self { version, routes, judges, gates, overridden, unknown_overrides })
+        Ok(Self { version, routes, judges, gates, redactions, overridden, unknown_overrides })
     }
 
     /// This set, which is as the files say, with the modes that were set at run time and have not
@@ -267,7 +285,7 @@ fn version(hasher: &blake3::Hasher) -> u64 {
     u64::from_le_bytes(first) >> 11
 }
 
-/// Checks that the judge or gate of a route has a file. One that has a file with a mistake in it
+/// Checks that the judge, gate or redaction of a route has a file. One that has a file with a mistake in it
 /// exists: one mistake is one problem.
 fn check_name(
     route: &RoutePolicy,
@@ -297,13 +315,13 @@ fn check_name(
 fn split_path(path: &str) -> Result<(&str, &str), PolicyError> {
     let parts = path.strip_suffix(".toml").and_then(|stem| stem.split_once('/'));
     let known = |(section, name): &(&str, &str)| {
-        matches!(*section, "routes" | "judges" | "gates") && crate::registry::valid_name(name)
+        SECTIONS.contains(section) && crate::registry::valid_name(name)
     };
     parts.filter(known).ok_or_else(|| PolicyError::Io {
         file: path.to_owned(),
         problem:
-            "a policy is routes/NAME.toml, judges/NAME.toml or gates/NAME.toml; NAME is 1 to 64 \
-                  of A-Z a-z 0-9 . _ -"
+            "a policy is NAME.toml in routes/, judges/, gates/ or redactions/; NAME is 1 to 64 of \
+             A-Z a-z 0-9 . _ -"
                 .to_owned(),
     })
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::limits::Checker;
+use super::retention::{RawRetention, RetentionPolicy};
 use super::traffic::{RawTraffic, TrafficPolicy};
 use super::{PolicyError, parse_toml};
 use crate::registry::valid_name;
@@ -34,6 +35,10 @@ pub struct RoutePolicy {
     pub judge: String,
     /// Name of its gate.
     pub gate: String,
+    /// Name of what its texts go through before they are stored; `None`: stored as they came.
+    pub redaction: Option<String>,
+    /// How long its turns are kept.
+    pub retention: RetentionPolicy,
     /// When a round starts and what it takes.
     pub round: RoundPolicy,
     /// How a round trains.
@@ -187,6 +192,7 @@ struct RawRoute {
     alias: String,
     judge: String,
     gate: String,
+    redaction: Option<String>,
     matches: RawMatch,
     #[serde(default)]
     capture: RawCapture,
@@ -194,6 +200,8 @@ struct RawRoute {
     traffic: RawTraffic,
     #[serde(default)]
     round: RawRound,
+    #[serde(default)]
+    retention: RawRetention,
     #[serde(default)]
     train: RawTrain,
 }
@@ -291,6 +299,8 @@ impl RoutePolicy {
             traffic: raw.traffic.check(&check)?,
             judge: raw.judge,
             gate: raw.gate,
+            redaction: raw.redaction,
+            retention: raw.retention.check(&check)?,
             round: raw.round.check(&check)?,
             train: raw.train.check(&check)?,
         })

@@ -202,7 +202,7 @@ impl Shared {
 /// Names, sizes and times of the policy files; what cannot be read is left out and fails when it is
 /// loaded.
 fn fingerprint(dir: &Path, overrides: Option<&Path>) -> Fingerprint {
-    let sections = ["routes", "judges", "gates"].into_iter();
+    let sections = super::SECTIONS.into_iter();
     let entries = sections.filter_map(|s| fs::read_dir(dir.join(s)).ok()).flatten().flatten();
     let paths = entries.map(|entry| entry.path()).take(super::FILES_MAX);
     let stat = |path: PathBuf| {

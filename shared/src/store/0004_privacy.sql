@@ -52,5 +52,4 @@ CREATE INDEX turns_by_params ON turns (params);
 CREATE INDEX turns_by_raw_request ON turns (raw_request) WHERE raw_request IS NOT NULL;
 CREATE INDEX turns_by_raw_response ON turns (raw_response) WHERE raw_response IS NOT NULL;
 CREATE INDEX choices_by_message ON choices (message);
-CREATE INDEX link_index_by_turn ON link_index (turn);
 CREATE INDEX verdicts_by_child ON verdicts (child);

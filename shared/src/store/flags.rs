@@ -14,5 +14,9 @@ pub const RESPONSE_TRUNCATED: u32 = 8;
 pub const GENERATION_CONFLICT: u32 = 16;
 /// Some events of the stream could not be read; the response is stored raw too.
 pub const BAD_EVENTS: u32 = 32;
+/// A body could not be read, nor redacted safely as the route demands: it is not stored.
+pub const BODY_WITHHELD: u32 = 1 << 16;
+/// The content was deleted, by retention or on demand; only provenance is left.
+pub const FORGOTTEN: u32 = 1 << 17;
 /// The proxy or the spool lost the response.
 pub const RESPONSE_LOST: u32 = 64;

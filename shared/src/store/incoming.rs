@@ -3,12 +3,17 @@
 //! Bodies that cannot be read are kept raw and flagged; a turn is never refused for what it says.
 //! Invariant: everything that costs time is done here, so that the writing transaction stays short.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde_json::Value;
 
 use super::bodies::{self, Body, Node};
 use super::flags;
+use super::redacted::Redaction;
 use crate::link::{self, Chain, Entry, LinkKey};
+use crate::policy::RedactionPolicy;
+use crate::redact::{Counts, Side};
 use crate::turn::{Begin, Done, Generation, Headers, Outcome};
 use crate::wire::{self, RequestView, ResponseView};
 
@@ -31,6 +36,10 @@ pub struct IngestTurn {
     /// The session that the client names.
     pub session: Option<String>,
     pub(super) key: LinkKey,
+    /// The messages as they were sent, where they are stored differently: links are made over them.
+    pub(super) original: Option<Vec<Value>>,
+    /// How often each redaction rule hit.
+    pub(super) redactions: Counts,
     pub(super) chain: Chain,
     pub(super) entries: Vec<Entry>,
     pub(super) nodes: Vec<Node>,
@@ -53,23 +62,27 @@ impl std::fmt::Debug for IngestTurn {
 
 impl IngestTurn {
     /// Reads the bodies of a turn. `secret` is the one of the data directory; it keys the links.
-    pub fn parse(secret: &[u8; 32], mut begin: Begin, mut done: Option<Done>) -> Self {
+    pub fn parse(secret: &[u8; 32], begin: Begin, done: Option<Done>) -> Self {
+        Self::parse_redacted(secret, begin, done, &[])
+    }
+
+    /// As [`IngestTurn::parse`], with all texts redacted after the links were computed.
+    pub fn parse_redacted(
+        secret: &[u8; 32],
+        mut begin: Begin,
+        mut done: Option<Done>,
+        redactions: &[Arc<RedactionPolicy>],
+    ) -> Self {
         let request_body = std::mem::take(&mut begin.body);
         let response_body = done.as_mut().map(|done| std::mem::take(&mut done.body));
         let coding = header(&begin.headers, "content-encoding");
-        let request = wire::parse_request(&begin.path, coding, &request_body).ok();
-        let response = done.as_ref().and_then(|done| {
+        let mut request = wire::parse_request(&begin.path, coding, &request_body).ok();
+        let mut response = done.as_ref().and_then(|done| {
             let stream = request.as_ref().is_some_and(|request| request.stream);
             read_response(&begin.path, done, response_body.as_ref()?, stream)
         });
         let tenant = begin.tenant.clone();
-        let flags = doubts(&begin, done.as_ref(), request.as_ref(), response.as_ref());
-        let raw = |keep: bool, bytes: &Bytes| {
-            (keep && !bytes.is_empty()).then(|| Body::new(&tenant, bytes.to_vec()))
-        };
-        let keep_response = flags & (flags::RESPONSE_UNREAD | flags::BAD_EVENTS) != 0;
-        let raw_request = raw(flags & flags::REQUEST_UNREAD != 0, &request_body);
-        let raw_response = response_body.as_ref().and_then(|bytes| raw(keep_response, bytes));
+        let mut flags = doubts(&begin, done.as_ref(), request.as_ref(), response.as_ref());
         let messages = request.as_ref().map_or(&[][..], |request| &request.messages);
         let answers = response.as_ref().map_or(&[][..], |response| &response.choices);
         let key = LinkKey::new(secret, &begin.tenant);
@@ -78,13 +91,35 @@ impl IngestTurn {
             true => Vec::new(),
             false => link::entries(&key, &begin.route, messages, answers),
         };
+        let params = request.as_ref().map_or(&Value::Null, |request| &request.params);
+        let named = link::explicit_session(&begin.headers, params);
+        // From here on everything is as it will be stored.
+        let mut redaction = Redaction::new(redactions);
+        let raw_request = match flags & flags::REQUEST_UNREAD != 0 && !request_body.is_empty() {
+            true => {
+                redaction.raw(Side::Request, &begin.headers, &request_body, begin.body_truncated)
+            }
+            false => None,
+        };
+        let keep_response = flags & (flags::RESPONSE_UNREAD | flags::BAD_EVENTS) != 0;
+        let raw_response = match (&done, &response_body) {
+            (Some(done), Some(body)) if keep_response && !body.is_empty() => {
+                redaction.raw(Side::Response, &done.headers, body, done.body_truncated)
+            }
+            _ => None,
+        };
+        let session = named.map(|named| redaction.session(&key, named));
+        let original = redaction.request(&mut begin, request.as_mut());
+        redaction.response(done.as_mut(), response.as_mut());
+        flags |= if redaction.withheld { flags::BODY_WITHHELD } else { 0 };
+        let messages = request.as_ref().map_or(&[][..], |request| &request.messages);
+        let answers = response.as_ref().map_or(&[][..], |response| &response.choices);
         Self {
             outcome: outcome(done.as_ref(), response.as_ref()),
             generation: generation(&begin, done.as_ref(), response.as_ref()),
-            session: link::explicit_session(
-                &begin.headers,
-                request.as_ref().map_or(&Value::Null, |request| &request.params),
-            ),
+            session,
+            original,
+            redactions: redaction.counts,
             nodes: bodies::chain(&tenant, messages),
             params: request.as_ref().map(|request| Body::json(&tenant, &request.params)),
             choices: answers.iter().map(|answer| Body::json(&tenant, &answer.message)).collect(),
@@ -92,8 +127,8 @@ impl IngestTurn {
             key,
             chain,
             entries,
-            raw_request,
-            raw_response,
+            raw_request: raw_request.map(|bytes| Body::new(&tenant, bytes)),
+            raw_response: raw_response.map(|bytes| Body::new(&tenant, bytes)),
             begin,
             done,
             request,

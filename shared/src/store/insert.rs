@@ -185,8 +185,8 @@ fn insert(conn: &Connection, turn: &IngestTurn, inserted: &mut Inserted) -> Resu
 }
 
 fn resolve(conn: &Connection, turn: &IngestTurn) -> Result<Resolution> {
-    let messages = turn.messages();
-    if messages.is_empty() {
+    let (shown, original) = (turn.messages(), turn.original.as_deref());
+    if shown.is_empty() {
         let session_id = turn.begin.turn_id.to_string();
         return Ok(Resolution { session_id, link: None, repeat_of: None });
     }
@@ -194,7 +194,8 @@ fn resolve(conn: &Connection, turn: &IngestTurn) -> Result<Resolution> {
         turn_id: turn.begin.turn_id,
         started_ms: turn.begin.started_ms,
         route: &turn.begin.route,
-        messages,
+        messages: original.unwrap_or(shown),
+        shown,
         explicit_session: turn.session.as_deref(),
     };
     link::resolve(&Index(conn), &turn.key, &incoming)
@@ -303,6 +304,10 @@ fn insert_parts(conn: &Connection, turn: &IngestTurn, id: i64) -> Result<()> {
             bodies::put(conn, body)?,
             answer.finish_reason
         ])?;
+    }
+    for (rule, count) in &turn.redactions {
+        let sql = "INSERT OR REPLACE INTO turn_redactions (turn, rule, count) VALUES (?1, ?2, ?3)";
+        conn.prepare_cached(sql)?.execute(params![id, rule, int(*count)])?;
     }
     let mut entry = conn.prepare_cached(
         "INSERT OR IGNORE INTO link_index (kind, hash, turn, choice) VALUES (?1, ?2, ?3, ?4)",

@@ -20,6 +20,7 @@ mod incoming;
 mod index;
 mod insert;
 mod pending;
+mod redacted;
 mod rounds;
 mod schema;
 mod turns;

@@ -1,0 +1,136 @@
+//! One shape that a detector looks for: a cheap condition, a regular expression, a check.
+//!
+//! Invariant: after a candidate that fails its check, searching goes on behind the candidate's
+//! first group, so the whole search stays linear.
+
+use std::ops::Range;
+
+use regex::Regex;
+
+/// What a text holds, counted once in one pass that the compiler vectorises.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Facts {
+    digits: usize,
+    ats: usize,
+    colons: usize,
+    dots: usize,
+}
+
+impl Facts {
+    pub(super) fn of(text: &str) -> Self {
+        let count = |wanted: u8| text.bytes().filter(|b| *b == wanted).count();
+        Self {
+            digits: text.bytes().filter(u8::is_ascii_digit).count(),
+            ats: count(b'@'),
+            colons: count(b':'),
+            dots: count(b'.'),
+        }
+    }
+}
+
+/// The least that a text must hold for a shape to be in it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Needs {
+    pub digits: usize,
+    pub ats: usize,
+    pub colons: usize,
+    pub dots: usize,
+}
+
+/// Looks at a candidate in its text; the part of it that is a hit, if any.
+pub(super) type Check = fn(text: &str, candidate: Range<usize>) -> Option<Range<usize>>;
+
+/// One shape.
+#[derive(Clone)]
+pub(super) struct Shape {
+    needs: Needs,
+    regex: Regex,
+    check: Check,
+}
+
+impl Shape {
+    /// Errors: the pattern does not compile.
+    pub(super) fn new(needs: Needs, pattern: &str, check: Check) -> Result<Self, String> {
+        let regex = Regex::new(pattern).map_err(|error| error.to_string())?;
+        Ok(Self { needs, regex, check })
+    }
+
+    /// A pattern whose matches are hits, empty ones excepted.
+    pub(super) fn plain(regex: Regex) -> Self {
+        Self { needs: Needs::default(), regex, check: |_, found| Some(found) }
+    }
+
+    /// Whether the text can hold the shape at all.
+    pub(super) fn possible(&self, facts: &Facts) -> bool {
+        facts.digits >= self.needs.digits
+            && facts.ats >= self.needs.ats
+            && facts.colons >= self.needs.colons
+            && facts.dots >= self.needs.dots
+    }
+
+    /// Adds all hits in `text` to `found`.
+    pub(super) fn find_all(&self, text: &str, found: &mut Vec<Range<usize>>) {
+        let mut at = 0;
+        while let Some(candidate) = self.regex.find_at(text, at) {
+            let range = candidate.range();
+            let hit = (self.check)(text, range.clone()).filter(|hit| !hit.is_empty());
+            at = match hit {
+                Some(hit) => {
+                    let end = hit.end.max(range.start + 1);
+                    found.push(hit);
+                    end
+                }
+                None => behind_first_group(candidate.as_str(), range),
+            };
+            while !text.is_char_boundary(at) {
+                at += 1;
+            }
+            if at >= text.len() {
+                return;
+            }
+        }
+    }
+}
+
+/// Where a candidate that failed is tried again: behind its first separator, at most 8 times for
+/// one candidate of 40 bytes, or behind it.
+fn behind_first_group(candidate: &str, range: Range<usize>) -> usize {
+    const TRIED_BYTES_MAX: usize = 64;
+    let separator = |b: &u8| matches!(b, b' ' | b'-' | b'.' | b'/' | b':' | b'@');
+    let bytes = candidate.as_bytes();
+    let first = bytes.iter().take(TRIED_BYTES_MAX).position(|b| separator(b));
+    match first {
+        Some(at) if at + 1 < bytes.len() => range.start + at + 1,
+        _ => range.end.max(range.start + 1),
+    }
+}
+
+/// The character before a position.
+pub(super) fn before(text: &str, at: usize) -> Option<char> {
+    text.get(..at).and_then(|head| head.chars().next_back())
+}
+
+/// The character at a position.
+pub(super) fn after(text: &str, at: usize) -> Option<char> {
+    text.get(at..).and_then(|tail| tail.chars().next())
+}
+
+/// Whether a range is a word of its own: no letter, digit or `_` touches it.
+pub(super) fn stands_alone(text: &str, range: &Range<usize>) -> bool {
+    let word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    !word(before(text, range.start)) && !word(after(text, range.end))
+}
+
+/// As [`stands_alone`], and not a part of a longer number, version or path either.
+pub(super) fn is_own_number(text: &str, range: &Range<usize>) -> bool {
+    let joins = |c: Option<char>| matches!(c, Some('.' | '-' | '/' | '+' | '#' | '='));
+    let digit = |at: usize| after(text, at).is_some_and(|c| c.is_ascii_digit());
+    let next = after(text, range.end);
+    let goes_on = matches!(next, Some('.' | '-' | '/' | ',')) && digit(range.end + 1);
+    stands_alone(text, range) && !joins(before(text, range.start)) && !goes_on
+}
+
+/// The digits of a text, as numbers.
+pub(super) fn digits(text: &str) -> Vec<u32> {
+    text.chars().filter_map(|c| c.to_digit(10)).collect()
+}
