@@ -148,14 +148,35 @@ pub struct ListenTls {
 pub struct Limits {
     /// Client connections at once; further ones wait in the kernel's backlog.
     pub connections_max: usize,
+    /// Of those, connections from one address (one /64 for IPv6); further ones are closed.
+    pub connections_per_address_max: usize,
     /// Concurrent streams on one HTTP/2 connection.
     pub h2_streams_max: u32,
+    /// Control frames (pings, settings, resets …) of one HTTP/2 connection per second; ten times
+    /// that at once.
+    pub h2_frames_per_s_max: u32,
     /// From accepting a connection to its first byte.
     pub client_first_byte_ms: u64,
+    /// From the first byte of a request head to its last.
+    pub client_head_ms: u64,
+    /// A whole request head; a larger one is answered with 431.
+    pub client_head_bytes_max: usize,
+    /// Its first line; a longer one is answered with 414.
+    pub client_request_line_bytes_max: usize,
+    /// Its fields; more are answered with 431.
+    pub client_fields_max: usize,
     /// Between two reads of a request body.
     pub client_read_ms: u64,
-    /// For one write to a client that does not read.
+    /// How long a request body may be waited for in all, beyond what its bytes take at the minimum
+    /// rate.
+    pub client_body_grace_ms: u64,
+    /// The minimum rate of a request body.
+    pub client_body_bytes_per_s_min: u32,
+    /// How long a client may leave unread what is written to it, beyond what it takes at the
+    /// minimum rate.
     pub client_write_ms: u64,
+    /// The minimum rate at which a client reads.
+    pub client_send_bytes_per_s_min: u32,
     /// How long an idle client connection stays open.
     pub client_idle_ms: u64,
     /// How long a closing connection still reads, so that the client gets the answer before the
@@ -211,10 +232,19 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 8192,
+            connections_per_address_max: 4096,
             h2_streams_max: 100,
-            client_first_byte_ms: 60_000,
+            h2_frames_per_s_max: 100,
+            client_first_byte_ms: 10_000,
+            client_head_ms: 10_000,
+            client_head_bytes_max: 64 << 10,
+            client_request_line_bytes_max: 8 << 10,
+            client_fields_max: 100,
             client_read_ms: 60_000,
-            client_write_ms: 60_000,
+            client_body_grace_ms: 10_000,
+            client_body_bytes_per_s_min: 240,
+            client_write_ms: 10_000,
+            client_send_bytes_per_s_min: 240,
             client_idle_ms: 60_000,
             client_linger_ms: 1_000,
             request_bytes_max: 64 << 20,

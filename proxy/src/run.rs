@@ -162,7 +162,7 @@ impl Parts {
         background.spawn(async move { admin.await });
         self.follow_engines(cfg, &background, &end).await;
         let proxy = self.proxy(cfg);
-        let listening = Listening::start(tcp, proxy, &cfg.limits);
+        let listening = Listening::start(tcp, proxy, &cfg.limits, Arc::clone(&self.counters));
         let file = RunFile {
             pid: std::process::id(),
             address: address.to_string(),

@@ -156,7 +156,7 @@ impl ProxyHttp for Service {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         let request = session.req_header_mut();
-        let admission = match admit::admit(request, self.limits.request_bytes_max) {
+        let admission = match admit::admit(request, &self.limits, &self.counters) {
             Ok(admission) => admission,
             Err(fault) => {
                 ctx.fault = Some(fault);
@@ -239,6 +239,9 @@ impl ProxyHttp for Service {
         let choice = ctx.destination.choice.as_ref();
         if let Some(host) = choice.and_then(|choice| self.engines.host_header(choice)) {
             request.insert_header(http::header::HOST, host)?;
+        } else if !request.headers.contains_key(http::header::HOST) {
+            // HTTP/1.0 can do without, HTTP/1.1 cannot.
+            request.insert_header(http::header::HOST, "localhost")?;
         }
         if let Some(tap) = &ctx.tap {
             request.insert_header(headers::GENERATION, tap.generation().as_str())?;

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use hone_shared::turn::Outcome;
 
 use crate::admit::reply::Fault;
+use crate::listen::gate::Refusal;
 
 /// Upper limits of the latency buckets, milliseconds.
 pub const BUCKETS_MS: [u64; 12] =
     [1, 5, 20, 50, 100, 250, 500, 1_000, 2_500, 10_000, 60_000, 300_000];
 
 /// All answers of the proxy's own, in the order in which they are counted.
-pub const FAULTS: [Fault; 10] = [
+pub const FAULTS: [Fault; 15] = [
     Fault::ADMIN_ROUTE,
     Fault::BODY_TOO_LARGE,
     Fault::ENGINE_UNAVAILABLE,
@@ -26,6 +27,11 @@ pub const FAULTS: [Fault; 10] = [
     Fault::BAD_REQUEST,
     Fault::CLIENT_TIMEOUT,
     Fault::INTERNAL,
+    Fault::TARGET_TOO_LONG,
+    Fault::HEADERS_TOO_LARGE,
+    Fault::EXPECTATION,
+    Fault::NOT_IMPLEMENTED,
+    Fault::VERSION,
 ];
 
 /// Counts durations in fixed buckets.
@@ -67,6 +73,8 @@ pub struct Counters {
     retries: AtomicU64,
     outcomes: [AtomicU64; Outcome::ALL.len()],
     faults: [AtomicU64; FAULTS.len()],
+    refusals: [AtomicU64; Refusal::ALL.len()],
+    readers_cut: AtomicU64,
     /// From arrival to the engine's response head.
     pub first_byte: Histogram,
     /// From arrival to the end.
@@ -84,6 +92,36 @@ impl Counters {
     /// Counts a request that was sent to the engine again.
     pub fn retried(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a request or connection that broke a rule at the door; most are no request of
+    /// [`Self::request`].
+    pub fn refused(&self, refusal: Refusal) {
+        self.refusals[refusal.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an answer of the proxy's own.
+    pub fn answered(&self, fault: Fault) {
+        // Messages differ within a code.
+        if let Some(at) = FAULTS.iter().position(|f| f.code == fault.code) {
+            self.faults[at].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a client that was cut because it did not read.
+    pub fn reader_cut(&self) {
+        self.readers_cut.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Refusals at the door, by rule.
+    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let counts = self.refusals.iter().map(|n| n.load(Ordering::Relaxed));
+        Refusal::ALL.iter().map(|r| r.as_str()).zip(counts)
+    }
+
+    /// Clients that were cut because they did not read.
+    pub fn readers_cut(&self) -> u64 {
+        self.readers_cut.load(Ordering::Relaxed)
     }
 
     /// Requests since the start, whatever became of them.
@@ -140,10 +178,8 @@ impl InFlight {
         if let Some(at) = Outcome::ALL.iter().position(|o| *o == outcome) {
             self.counters.outcomes[at].fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(at) =
-            FAULTS.iter().position(|f| fault.is_some_and(|fault| fault.code == f.code))
-        {
-            self.counters.faults[at].fetch_add(1, Ordering::Relaxed);
+        if let Some(fault) = fault {
+            self.counters.answered(fault);
         }
     }
 }
@@ -170,6 +206,19 @@ mod tests {
         assert_eq!(counters.in_flight(), 0);
         assert_eq!(counters.outcomes().find(|(_, n)| *n > 0), Some(("upstream_error", 1)));
         assert_eq!(counters.faults().find(|(_, n)| *n > 0), Some(("engine_unavailable", 1)));
+    }
+
+    #[test]
+    fn every_answer_of_the_doors_is_counted_under_its_code() {
+        let counters = Counters::default();
+        for refusal in Refusal::ALL {
+            counters.refused(refusal);
+            counters.answered(refusal.into());
+        }
+        assert!(counters.refusals().all(|(_, n)| n == 1));
+        let answered: u64 = counters.faults().map(|(_, n)| n).sum();
+        let without = Refusal::ALL.iter().filter(|r| r.status().0 == 429).count();
+        assert_eq!(answered as usize, Refusal::ALL.len() - without, "those are never answered");
     }
 
     #[test]

@@ -71,6 +71,12 @@ fn requests(page: &mut Page, http: &status::Http, operator: &Operator) {
     for (code, count) in counters.faults() {
         page.labelled("hone_faults_total", &[("code", code)], count);
     }
+    page.head("hone_refused_total", counter, "Requests refused at the door, by broken rule.");
+    for (rule, count) in counters.refusals() {
+        page.labelled("hone_refused_total", &[("rule", rule)], count);
+    }
+    let help = "Clients cut because they did not read their answer.";
+    page.one("hone_readers_cut_total", counter, help, counters.readers_cut());
     let help = "From arrival to the engine's response head.";
     page.histogram("hone_response_head_seconds", help, &counters.first_byte);
     page.histogram("hone_request_seconds", "From arrival to the end.", &counters.duration);

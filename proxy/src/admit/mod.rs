@@ -2,11 +2,13 @@
 //!
 //! * [`path`]: the engine's admin endpoints are out of reach.
 //! * [`headers`]: what is stripped, hidden and recorded.
+//! * [`h2`]: requests that came by HTTP/2 obey the rules of HTTP/1's framing gate.
 //! * [`reply`]: OpenAI-shaped answers of the proxy itself.
 //!
 //! Invariant: nothing that a client sends reaches an engine's adapter, pause or admin endpoints, or
 //! carries hone's own headers past this point.
 
+pub mod h2;
 pub mod headers;
 pub mod path;
 pub mod reply;
@@ -15,6 +17,8 @@ use http::header;
 use pingora::http::RequestHeader;
 
 use self::reply::Fault;
+use crate::admin::counters::Counters;
+use crate::config::Limits;
 
 /// What the door decided about a request that may pass.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -29,13 +33,21 @@ pub struct Admission {
 
 /// Decides about a request by its head, and takes hone's own headers off it. Errors: what to answer
 /// instead.
-pub fn admit(request: &mut RequestHeader, request_bytes_max: u64) -> Result<Admission, Fault> {
+pub fn admit(
+    request: &mut RequestHeader,
+    limits: &Limits,
+    counters: &Counters,
+) -> Result<Admission, Fault> {
+    if let Err(refusal) = h2::check(request, limits.client_fields_max) {
+        counters.refused(refusal);
+        return Err(refusal.into());
+    }
     if path::is_admin(request.raw_path()) {
         return Err(Fault::ADMIN_ROUTE);
     }
     let length = request.headers.get(header::CONTENT_LENGTH);
     let content_length = length.and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
-    if content_length.is_some_and(|bytes: u64| bytes > request_bytes_max) {
+    if content_length.is_some_and(|bytes: u64| bytes > limits.request_bytes_max) {
         return Err(Fault::BODY_TOO_LARGE);
     }
     let opted_out = headers::strip_own(request);

@@ -1,8 +1,9 @@
 //! What the proxy itself answers when it cannot pass a request on: OpenAI-shaped, and nothing about
 //! its inside.
 //!
-//! Invariant: every status and message that the proxy invents stands in this file; a message says
-//! what to do, and never holds text from an internal error.
+//! Invariant: every status and message that the proxy invents stands in this file or, for requests
+//! that break a rule of HTTP, in [`Refusal`]; a message says what to do, and never holds text from
+//! an internal error.
 
 use bytes::Bytes;
 use http::header;
@@ -11,7 +12,8 @@ use pingora::prelude::*;
 use pingora::proxy::Session;
 use serde_json::json;
 
-use crate::limit::Refusal;
+use crate::limit;
+use crate::listen::gate::Refusal;
 
 /// An answer of the proxy's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,44 @@ const fn fault(
     message: &'static str,
 ) -> Fault {
     Fault { status, kind, code, message, retry_after_s: None }
+}
+
+/// The answer to a request that broke a rule of HTTP.
+const fn refused(refusal: Refusal) -> Fault {
+    let (status, code) = refusal.status();
+    fault(status, "invalid_request_error", code, refusal.message())
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        refused(refusal)
+    }
+}
+
+/// The whole response to a request that pingora has not seen.
+pub fn raw(refusal: Refusal) -> Bytes {
+    let fault = Fault::from(refusal);
+    let status = http::StatusCode::from_u16(fault.status).unwrap_or(http::StatusCode::BAD_REQUEST);
+    let body = fault.body();
+    let mut response = format!(
+        "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        fault.status,
+        status.canonical_reason().unwrap_or_default(),
+        body.len()
+    )
+    .into_bytes();
+    response.extend_from_slice(&body);
+    Bytes::from(response)
+}
+
+/// The rule that a request body broke, if that is why reading it failed.
+pub fn refusal(error: &std::io::Error) -> Option<Refusal> {
+    error.get_ref()?.downcast_ref().copied()
+}
+
+fn cause(error: &Error) -> Option<Refusal> {
+    refusal(error.root_cause().downcast_ref()?)
 }
 
 impl Fault {
@@ -110,6 +150,16 @@ impl Fault {
         "malformed_request",
         "The HTTP request could not be understood. Check its headers and how its body is framed.",
     );
+    /// The request line is too long.
+    pub const TARGET_TOO_LONG: Self = refused(Refusal::TargetLong);
+    /// The head is too long or has too many fields.
+    pub const HEADERS_TOO_LARGE: Self = refused(Refusal::HeadLarge);
+    /// `Expect` asks for something that cannot be done.
+    pub const EXPECTATION: Self = refused(Refusal::Expectation);
+    /// A method or transfer coding that is not passed on.
+    pub const NOT_IMPLEMENTED: Self = refused(Refusal::Method);
+    /// Another version of HTTP.
+    pub const VERSION: Self = refused(Refusal::Version);
     /// The client was too slow in sending its request.
     pub const CLIENT_TIMEOUT: Self = fault(
         408,
@@ -126,12 +176,12 @@ impl Fault {
     );
 
     /// The answer to a request over its tenant's limits.
-    pub fn for_refusal(refusal: Refusal) -> Self {
+    pub fn for_refusal(refusal: limit::Refusal) -> Self {
         match refusal {
-            Refusal::Rate { retry_after_s } => {
+            limit::Refusal::Rate { retry_after_s } => {
                 Self { retry_after_s: Some(retry_after_s), ..Self::RATE_LIMITED }
             }
-            Refusal::Concurrency => Self::CONCURRENCY_LIMITED,
+            limit::Refusal::Concurrency => Self::CONCURRENCY_LIMITED,
         }
     }
 
@@ -160,6 +210,9 @@ impl Fault {
 /// Which answer an error of pingora's becomes; `None` when nobody is there to answer.
 pub fn for_error(error: &Error) -> Option<Fault> {
     use pingora::{ErrorSource, ErrorType as E};
+    if let Some(refusal) = cause(error) {
+        return Some(refusal.into());
+    }
     match (error.esource(), error.etype()) {
         (_, E::HTTPStatus(413)) => Some(Fault::BODY_TOO_LARGE),
         (_, E::HTTPStatus(400)) => Some(Fault::BAD_REQUEST),

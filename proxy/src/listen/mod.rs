@@ -4,13 +4,21 @@
 //! SIGHUP; this loop hands each connection to pingora's HTTP machinery and waits at shutdown only
 //! while streams are open.
 //!
-//! Invariant: every connection is a task of the tracker, holds one of a bounded number of permits
-//! until its socket is closed, and has a deadline for its first byte.
+//! Each connection goes through a [`socket`], whose read side ([`inlet`]) lets only what the framing
+//! [`gate`] has checked reach pingora, and which ends clients that keep others waiting ([`pace`]).
+//!
+//! Invariant: every connection is a task of the tracker, holds one of a bounded number of places
+//! until its socket is closed, and has a deadline for whatever it is waited for.
 
+pub mod gate;
+pub mod inlet;
+pub mod pace;
+pub mod places;
 pub mod socket;
 pub mod tls;
 
-use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,14 +32,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use self::socket::Socket;
+use self::gate::{Caps, Refusal};
+use self::places::{Place, Places};
+use self::socket::{Socket, Transport};
+use crate::admin::counters::Counters;
 use crate::config::Limits;
 use crate::service::Service;
 
-/// What an HTTP/2 client with prior knowledge sends first.
-const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Between two looks at a first packet that ends inside the preface.
-const PREFACE_POLL: Duration = Duration::from_millis(5);
 /// After an accept that failed for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -43,33 +50,90 @@ pub struct Listening {
     shutdown: watch::Sender<bool>,
 }
 
+/// What all connections share: how long and how much, and where it is counted.
+#[derive(Debug)]
+pub struct Door {
+    /// Bounds of a head.
+    pub caps: Caps,
+    /// From a connection to its first byte.
+    pub first_byte: Duration,
+    /// From the first byte of a head to its last.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// How long a body may be waited for, beyond what its bytes take at the minimum rate.
+    pub body_grace: Duration,
+    /// The minimum rate of a body.
+    pub body_bytes_per_s_min: u32,
+    /// How long a client may leave unread what is written to it, beyond what it takes at the
+    /// minimum rate.
+    pub write: Duration,
+    /// The minimum rate at which a client reads.
+    pub send_bytes_per_s_min: u32,
+    /// Control frames of an HTTP/2 connection.
+    pub h2_frames_per_s_max: u32,
+    /// How long a closing connection still reads.
+    pub linger: Duration,
+    /// Where refusals are counted.
+    pub counters: Arc<Counters>,
+}
+
+impl Door {
+    /// The limits that concern it.
+    pub fn new(limits: &Limits, counters: Arc<Counters>) -> Self {
+        let ms = Duration::from_millis;
+        Self {
+            caps: Caps {
+                head_bytes_max: limits.client_head_bytes_max,
+                request_line_bytes_max: limits.client_request_line_bytes_max,
+                fields_max: limits.client_fields_max,
+            },
+            first_byte: ms(limits.client_first_byte_ms),
+            head: ms(limits.client_head_ms),
+            idle: ms(limits.client_idle_ms),
+            body_grace: ms(limits.client_body_grace_ms),
+            body_bytes_per_s_min: limits.client_body_bytes_per_s_min,
+            write: ms(limits.client_write_ms),
+            send_bytes_per_s_min: limits.client_send_bytes_per_s_min,
+            h2_frames_per_s_max: limits.h2_frames_per_s_max,
+            linger: ms(limits.client_linger_ms),
+            counters,
+        }
+    }
+}
+
 /// What one connection needs.
+#[derive(Clone)]
 struct Connection {
     proxy: Arc<HttpProxy<Service>>,
     tracker: TaskTracker,
     stop: CancellationToken,
     shutdown: ShutdownWatch,
-    first_byte: Duration,
-    linger: Duration,
-    idle_s: u64,
+    door: Arc<Door>,
 }
 
 impl Listening {
     /// Starts accepting on `tcp`.
-    pub fn start(tcp: TcpListener, proxy: Arc<HttpProxy<Service>>, limits: &Limits) -> Self {
+    pub fn start(
+        tcp: TcpListener,
+        proxy: Arc<HttpProxy<Service>>,
+        limits: &Limits,
+        counters: Arc<Counters>,
+    ) -> Self {
         let (shutdown, _) = watch::channel(false);
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
-        let permits = Arc::new(Semaphore::new(limits.connections_max));
-        let template = Connection {
-            proxy: Arc::clone(&proxy),
-            tracker: tracker.clone(),
-            stop: stop.clone(),
-            shutdown: shutdown.subscribe(),
-            first_byte: Duration::from_millis(limits.client_first_byte_ms),
-            linger: Duration::from_millis(limits.client_linger_ms),
-            idle_s: limits.client_idle_ms.div_ceil(1000).max(1),
+        let entrance = Entrance {
+            permits: Arc::new(Semaphore::new(limits.connections_max)),
+            places: Places::new(limits.connections_per_address_max),
+            template: Connection {
+                proxy: Arc::clone(&proxy),
+                tracker: tracker.clone(),
+                stop: stop.clone(),
+                shutdown: shutdown.subscribe(),
+                door: Arc::new(Door::new(limits, counters)),
+            },
         };
-        tracker.spawn(accept_loop(tcp, permits, template));
+        tracker.spawn(entrance.accept_loop(tcp));
         Self { proxy, tracker, stop, shutdown }
     }
 
@@ -84,57 +148,60 @@ impl Listening {
     }
 }
 
-async fn accept_loop(tcp: TcpListener, permits: Arc<Semaphore>, template: Connection) {
-    let stop = template.stop.clone();
-    loop {
-        let accepted = stop.run_until_cancelled(async {
-            // The permit comes first: when all are taken, clients wait in the kernel's backlog.
-            let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
-            Some((tcp.accept().await, permit))
-        });
-        match accepted.await {
-            Some(Some((Ok((stream, _)), permit))) => {
-                let connection = template.clone();
-                template.tracker.spawn(connection.serve(stream, permit));
-            }
-            Some(Some((Err(error), _))) => {
-                warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-            Some(None) | None => return,
-        }
-    }
+/// Where connections come in.
+struct Entrance {
+    permits: Arc<Semaphore>,
+    places: Arc<Places>,
+    template: Connection,
 }
 
-impl Clone for Connection {
-    fn clone(&self) -> Self {
-        Self {
-            proxy: Arc::clone(&self.proxy),
-            tracker: self.tracker.clone(),
-            stop: self.stop.clone(),
-            shutdown: self.shutdown.clone(),
-            first_byte: self.first_byte,
-            linger: self.linger,
-            idle_s: self.idle_s,
+impl Entrance {
+    async fn accept_loop(self, tcp: TcpListener) {
+        let stop = self.template.stop.clone();
+        loop {
+            let accepted = stop.run_until_cancelled(async {
+                // The permit comes first: when all are taken, clients wait in the kernel's backlog.
+                let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+                Some((tcp.accept().await, permit))
+            });
+            match accepted.await {
+                Some(Some((Ok((stream, client)), permit))) => self.admit(stream, client, permit),
+                Some(Some((Err(error), _))) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                Some(None) | None => return,
+            }
         }
+    }
+
+    fn admit(&self, stream: TcpStream, client: SocketAddr, permit: OwnedSemaphorePermit) {
+        let Some(place) = self.places.take(client.ip(), permit) else {
+            return self.template.door.counters.refused(Refusal::AddressFull);
+        };
+        // A stream without the option works, only more slowly.
+        let _ = stream.set_nodelay(true);
+        let (fd, connection) = (stream.as_raw_fd(), self.template.clone());
+        self.template.tracker.spawn(connection.serve(stream, fd, place));
     }
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        let first = tokio::time::timeout(self.first_byte, speaks_h2(&stream));
+    /// Serves requests over `stream`, whose TCP socket is `fd`, until it ends.
+    async fn serve(self, stream: impl Transport, fd: i32, place: Place) {
+        let linger = socket::Linger {
+            place,
+            tracker: self.tracker.clone(),
+            stop: self.stop.clone(),
+            time: self.door.linger,
+        };
+        let mut socket = Box::new(Socket::new(stream, fd, linger, Arc::clone(&self.door)));
+        let first = tokio::time::timeout(self.door.first_byte, socket.speaks_h2());
         let h2 = match self.stop.run_until_cancelled(first).await {
             Some(Ok(Ok(h2))) => h2,
             Some(Ok(Err(error))) => return debug!(%error, "connection ended before its first byte"),
             Some(Err(_)) | None => return,
         };
-        let linger = socket::Linger {
-            permit,
-            tracker: self.tracker.clone(),
-            stop: self.stop.clone(),
-            time: self.linger,
-        };
-        let socket = Box::new(Socket::new(stream, linger));
         if h2 {
             self.proxy.process_new(socket, &self.shutdown).await;
         } else {
@@ -142,37 +209,23 @@ impl Connection {
         }
     }
 
-    /// Request after request on one connection, as pingora's own loop does it.
-    async fn serve_h1(&self, socket: Box<Socket>) {
+    /// Request after request on one connection, as pingora's own loop does it, except that the gate
+    /// lets the next one in only when this one is answered.
+    async fn serve_h1<S: Transport>(&self, socket: Box<Socket<S>>) {
         let mut session = ServerSession::new_http1(socket);
-        let keepalive = (!*self.shutdown.borrow()).then_some(self.idle_s);
-        session.set_keepalive(keepalive);
+        // Without a time limit of pingora's: the inlet ends idle connections.
+        session.set_keepalive((!*self.shutdown.borrow()).then_some(0));
         let mut reusable = self.proxy.process_new_http(session, &self.shutdown).await;
         while let Some((stream, settings)) = reusable.map(|r| r.consume()) {
-            let mut session = ServerSession::new_http1(stream);
+            let Ok(mut socket) = stream.into_any().downcast::<Socket<S>>() else { return };
+            if !socket.next_request() {
+                return;
+            }
+            let mut session = ServerSession::new_http1(socket);
             if let Some(settings) = settings {
                 settings.apply_to_session(&mut session);
             }
             reusable = self.proxy.process_new_http(session, &self.shutdown).await;
         }
-    }
-}
-
-/// Whether the client begins with the HTTP/2 preface; nothing is consumed. Pingora's own test waits
-/// for 24 bytes, which a short HTTP/1 request never sends.
-async fn speaks_h2(stream: &TcpStream) -> io::Result<bool> {
-    let mut seen = [0u8; H2_PREFACE.len()];
-    loop {
-        let n = stream.peek(&mut seen).await?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if seen[..n] != H2_PREFACE[..n] {
-            return Ok(false);
-        }
-        if n == H2_PREFACE.len() {
-            return Ok(true);
-        }
-        tokio::time::sleep(PREFACE_POLL).await;
     }
 }

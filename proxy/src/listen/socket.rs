@@ -1,41 +1,56 @@
-//! A client's TCP connection, as pingora wants to see it.
+//! A client's connection, as pingora wants to see it: over TCP or anything else that reads and
+//! writes.
 //!
-//! Two things that pingora's own stream does not give an accept loop outside its `Server`: a write
-//! buffer, so that a response head and a short body leave in one packet; and a lingering close, so
-//! that a client which is still sending its body when it is refused reads the answer instead of a
-//! reset.
+//! What pingora's own stream does not give an accept loop outside its `Server`: a read side that
+//! lets only well-framed requests through (see [`super::inlet`]); a write buffer, so that a response
+//! head and a short body leave in one packet; an end for clients that do not read; and a lingering
+//! close, so that a client which is still sending its body when it is refused reads the answer
+//! instead of a reset.
 //!
-//! Invariant: what was written is flushed or the connection is broken; the connection's permit is
+//! Invariant: what was written is flushed or the connection is broken; the connection's place is
 //! given back only when the socket is closed.
 
+use std::fmt::Debug;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use bytes::{Buf, Bytes};
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use super::Door;
+use super::gate::Refusal;
+use super::inlet::{Inlet, Stop};
+use super::pace::{Clock, Pace};
+use super::places::Place;
+use crate::admit::reply;
 
 /// Write buffer, bytes: a response head and a short JSON body, or a batch of SSE chunks.
 const WRITE_BYTES: usize = 8 << 10;
 /// Most that a lingering close reads and throws away, bytes.
 const LINGER_BYTES_MAX: u64 = 16 << 20;
 
+/// How the answer begins that makes a connection a websocket.
+const SWITCHING: &[u8] = b"HTTP/1.1 101 ";
+
+/// What carries a client's bytes.
+pub trait Transport: AsyncRead + AsyncWrite + Debug + Unpin + Send + Sync + 'static {}
+impl<T: AsyncRead + AsyncWrite + Debug + Unpin + Send + Sync + 'static> Transport for T {}
+
 /// What a connection needs to end politely.
 #[derive(Debug)]
 pub struct Linger {
     /// The connection's place among all connections.
-    pub permit: OwnedSemaphorePermit,
+    pub place: Place,
     /// Owns the task that lingers.
     pub tracker: TaskTracker,
     /// Once set, connections close at once.
@@ -46,9 +61,9 @@ pub struct Linger {
 
 /// The connection.
 #[derive(Debug)]
-pub struct Socket {
+pub struct Socket<S: Transport> {
     /// `None` only after drop has taken it apart.
-    inner: Option<(BufWriter<TcpStream>, Linger)>,
+    inner: Option<(BufWriter<S>, Linger)>,
     fd: i32,
     accepted: SystemTime,
     /// The client has closed its side or is gone: there is nobody to linger for.
@@ -56,66 +71,166 @@ pub struct Socket {
     /// Bytes were written since the last read: the client may still be sending while it is
     /// answered.
     answered: bool,
+    inlet: Inlet,
+    /// The rest of the answer to a request that was refused; nothing is read any more.
+    refusal: Option<Bytes>,
+    send: Pace,
+    clock: Clock,
+    door: Arc<Door>,
 }
 
-impl Socket {
-    /// Wraps an accepted connection and turns Nagle's algorithm off.
-    pub fn new(stream: TcpStream, linger: Linger) -> Self {
-        // A stream without the option works, only more slowly.
-        let _ = stream.set_nodelay(true);
-        let fd = stream.as_raw_fd();
-        let inner = Some((BufWriter::with_capacity(WRITE_BYTES, stream), linger));
-        Self { inner, fd, accepted: SystemTime::now(), ended: false, answered: false }
+impl<S: Transport> Socket<S> {
+    /// Wraps a connection whose TCP socket is `fd`.
+    pub fn new(stream: S, fd: i32, linger: Linger, door: Arc<Door>) -> Self {
+        Self {
+            inner: Some((BufWriter::with_capacity(WRITE_BYTES, stream), linger)),
+            fd,
+            accepted: SystemTime::now(),
+            ended: false,
+            answered: false,
+            inlet: Inlet::new(Arc::clone(&door)),
+            refusal: None,
+            send: Pace::new(door.write, door.send_bytes_per_s_min),
+            clock: Clock::default(),
+            door,
+        }
     }
 
-    fn io(&mut self) -> io::Result<Pin<&mut BufWriter<TcpStream>>> {
+    /// Whether the client begins with the HTTP/2 preface; what was read for it is read again by
+    /// whoever reads next.
+    pub async fn speaks_h2(&mut self) -> io::Result<bool> {
+        std::future::poll_fn(|cx| {
+            let (io, inlet) = self.parts()?;
+            inlet.poll_protocol(io, cx)
+        })
+        .await
+    }
+
+    /// The request was answered; the next one on this connection may come. Whether it may.
+    pub fn next_request(&mut self) -> bool {
+        self.inlet.answered()
+    }
+
+    fn parts(&mut self) -> io::Result<(Pin<&mut BufWriter<S>>, &mut Inlet)> {
         match &mut self.inner {
-            Some((io, _)) => Ok(Pin::new(io)),
+            Some((io, _)) => Ok((Pin::new(io), &mut self.inlet)),
             None => Err(io::ErrorKind::NotConnected.into()),
         }
+    }
+
+    fn io(&mut self) -> io::Result<Pin<&mut BufWriter<S>>> {
+        Ok(self.parts()?.0)
     }
 
     fn note<T>(&mut self, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         self.ended |= matches!(poll, Poll::Ready(Err(_)));
         poll
     }
+
+    /// Notes how a write went, and ends it when the client has not read for too long.
+    fn paced<T>(
+        &mut self,
+        poll: Poll<io::Result<T>>,
+        bytes: impl Fn(&T) -> usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        let poll = match poll {
+            Poll::Pending if self.clock.passed(self.send.waits(), cx) => {
+                self.door.counters.reader_cut();
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+            Poll::Ready(Ok(done)) => {
+                self.send.moved(bytes(&done));
+                Poll::Ready(Ok(done))
+            }
+            other => other,
+        };
+        self.note(poll)
+    }
+
+    /// Begins to answer a request that nobody else has seen.
+    fn refuse(&mut self, refusal: Refusal) {
+        self.door.counters.refused(refusal);
+        self.door.counters.answered(refusal.into());
+        self.refusal = Some(reply::raw(refusal));
+        self.answered = true;
+    }
+
+    /// Goes on answering it. Afterwards the connection looks as if the client had ended it.
+    fn poll_refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(mut rest) = self.refusal.take_if(|rest| !rest.is_empty()) {
+            let poll = Pin::new(&mut *self).poll_write(cx, &rest);
+            if let Poll::Ready(Ok(n)) = poll {
+                rest.advance(n);
+            }
+            self.refusal = Some(rest);
+            if std::task::ready!(poll).is_err() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        // Whether or not it arrives, nothing more can be done.
+        Pin::new(self).poll_flush(cx).map(|_| Ok(()))
+    }
 }
 
-impl AsyncRead for Socket {
+impl<S: Transport> AsyncRead for Socket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let poll = self.io()?.poll_read(cx, buf);
-        if matches!(poll, Poll::Ready(Ok(()))) {
-            self.ended |= buf.filled().len() == before && buf.remaining() > 0;
-            self.answered = false;
+        if self.refusal.is_some() {
+            return self.poll_refuse(cx);
         }
-        self.note(poll)
+        let before = buf.filled().len();
+        let (io, inlet) = self.parts()?;
+        match inlet.poll_read(io, cx, buf) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) => {
+                self.ended |= buf.filled().len() == before && buf.remaining() > 0;
+                self.answered = false;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(Stop::Refused(refusal))) => {
+                self.refuse(refusal);
+                self.poll_refuse(cx)
+            }
+            Poll::Ready(Err(Stop::Broken(error))) => {
+                if let Some(refusal) = reply::refusal(&error) {
+                    // Pingora answers, if it still can; there is nothing more to read.
+                    self.door.counters.refused(refusal);
+                    self.refusal = Some(Bytes::new());
+                } else {
+                    self.ended = true;
+                }
+                Poll::Ready(Err(error))
+            }
+        }
     }
 }
 
-impl AsyncWrite for Socket {
+impl<S: Transport> AsyncWrite for Socket<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.answered = true;
+        if self.inlet.may_switch() && bytes.starts_with(SWITCHING) {
+            self.inlet.open();
+        }
         let poll = self.io()?.poll_write(cx, bytes);
-        self.note(poll)
+        self.paced(poll, |n| *n, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = self.io()?.poll_flush(cx);
-        self.note(poll)
+        self.paced(poll, |()| 0, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = self.io()?.poll_shutdown(cx);
-        self.note(poll)
+        self.paced(poll, |()| 0, cx)
     }
 
     fn poll_write_vectored(
@@ -125,7 +240,7 @@ impl AsyncWrite for Socket {
     ) -> Poll<io::Result<usize>> {
         self.answered = true;
         let poll = self.io()?.poll_write_vectored(cx, slices);
-        self.note(poll)
+        self.paced(poll, |n| *n, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -133,7 +248,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-impl Drop for Socket {
+impl<S: Transport> Drop for Socket<S> {
     fn drop(&mut self) {
         let Some((mut io, linger)) = self.inner.take() else { return };
         // What pingora wrote without flushing: the part of a body before an engine died.
@@ -148,49 +263,49 @@ impl Drop for Socket {
 
 /// Says that no more will come, then reads until the client closes too, for a bounded time and
 /// amount.
-async fn close_slowly(mut stream: TcpStream, linger: Linger) {
+async fn close_slowly(mut stream: impl Transport, linger: Linger) {
     let rest = async {
         stream.shutdown().await?;
         tokio::io::copy(&mut (&mut stream).take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await
     };
     let bounded = tokio::time::timeout(linger.time, rest);
-    // However it ends, the socket is closed and the permit given back.
+    // However it ends, the socket is closed and the place given back.
     let _ = linger.stop.run_until_cancelled(bounded).await;
-    drop(linger.permit);
+    drop(linger.place);
 }
 
 #[async_trait]
-impl Shutdown for Socket {
+impl<S: Transport> Shutdown for Socket<S> {
     async fn shutdown(&mut self) {
         // The other side may be gone already; there is nothing left to do about it.
         let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 
-impl UniqueID for Socket {
+impl<S: Transport> UniqueID for Socket<S> {
     fn id(&self) -> i32 {
         self.fd
     }
 }
 
-impl GetTimingDigest for Socket {
+impl<S: Transport> GetTimingDigest for Socket<S> {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         vec![Some(TimingDigest { established_ts: self.accepted, ..TimingDigest::default() })]
     }
 }
 
-impl GetProxyDigest for Socket {
+impl<S: Transport> GetProxyDigest for Socket<S> {
     fn get_proxy_digest(&self) -> Option<Arc<pingora::protocols::raw_connect::ProxyDigest>> {
         None
     }
 }
 
-impl GetSocketDigest for Socket {
+impl<S: Transport> GetSocketDigest for Socket<S> {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         Some(Arc::new(SocketDigest::from_raw_fd(self.fd)))
     }
 }
 
-impl Ssl for Socket {}
+impl<S: Transport> Ssl for Socket<S> {}
 
-impl Peek for Socket {}
+impl<S: Transport> Peek for Socket<S> {}

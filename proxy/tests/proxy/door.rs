@@ -34,8 +34,7 @@ async fn admin_endpoints_of_the_engine_are_out_of_reach() {
 async fn hones_own_headers_from_a_client_go_no_further() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "learn").await;
-    let forged =
-        "X-Hone-Generation: forged\r\nx-hone-anything: 1\r\nConnection: x-hone-generation\r\n";
+    let forged = "X-Hone-Generation: forged\r\nx-hone-anything: 1\r\n";
     ask(proxy.address, &post("/v1/json/chat/completions", forged, b"{}")).await;
     let seen = origin.seen().pop().unwrap();
     assert_eq!(seen.headers["x-hone-generation"], "base", "the proxy's own word");
