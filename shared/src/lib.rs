@@ -17,6 +17,7 @@
 
 pub mod clock;
 pub mod data_dir;
+pub mod forget;
 pub mod link;
 mod pack;
 pub mod policy;

@@ -202,14 +202,16 @@ pub async fn load(to: &Publisher<'_>, generation: &Generation) -> Result<(), Pub
     }
 }
 
-/// Unloads what is neither an alias's generation nor the one before it.
+/// Unloads what is neither an alias's generation nor the one before it, and what is tainted.
 pub async fn unload_old(of: &Publisher<'_>) {
     let Ok(aliases) = of.registry.aliases() else { return };
+    let Ok(tainted) = of.registry.taints() else { return };
     let mut needed = BTreeSet::new();
     for state in aliases.into_values() {
         needed.extend(state.previous.into_iter().take(1));
         needed.insert(state.generation);
     }
+    needed.retain(|generation| !tainted.contains_key(generation));
     let resident = match of.driver.list().await {
         Ok(resident) => resident,
         Err(error) => return tracing::warn!(%error, "cannot list what the engine holds"),

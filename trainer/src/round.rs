@@ -132,7 +132,14 @@ pub fn run(
     // Publish: registry, engine, alias, proxy.
     let draft = parts::manifest(shop, row, &ground, &batch);
     let base_model = parts::base_name(&shop.model_dir);
+    if let Some(reason) = parts::forgotten(shop, row, &batch)? {
+        return finish(shop, row, RoundState::Abandoned, reason);
+    }
     row.candidate = Some(publish::register(&shop.registry, &candidate, &base_model, draft)?);
+    // Again, for what was forgotten while it was being written.
+    if let Some(reason) = parts::forgotten(shop, row, &batch)? {
+        return finish(shop, row, RoundState::Abandoned, reason);
+    }
     advance(shop, row, RoundState::Publishing)?;
     publish(shop, row, &ground, policies)
 }

@@ -174,7 +174,9 @@ fn round_thread(
         tracing::info!(round = row.round_id, state = %row.state, "resuming");
         drive(shop, &mut row, policies)?;
     }
+    let mut tainted = 0;
     while !shop.shutdown.is_cancelled() {
+        tainted = retire_tainted(shop, tainted);
         if let Err(error) = look_around(shop, policies) {
             tracing::error!(%error, "no round could be begun; trying again");
         }
@@ -182,6 +184,21 @@ fn round_thread(
         shop.handle.block_on(pause(&stop, poll));
     }
     Ok(())
+}
+
+/// Tells the proxy and unloads from the engine when more generations are tainted than `known`.
+/// Returns how many there are.
+fn retire_tainted(shop: &Workshop, known: usize) -> usize {
+    let found = shop.registry.taints().map_or(known, |taints| taints.len());
+    if found > known {
+        let driver = shop.driver.as_ref();
+        let of = Publisher { registry: &shop.registry, driver, proxy: &shop.proxy };
+        shop.handle.block_on(async {
+            shop.proxy.refresh().await;
+            publish::unload_old(&of).await;
+        });
+    }
+    found
 }
 
 /// Begins and runs a round for every route that is due, one after the other.
@@ -204,7 +221,8 @@ fn begin_if_due(
     route: &str,
 ) -> Result<Option<RoundRow>, TrainerError> {
     let Some(route) = policies.route(route) else { return Ok(None) };
-    let pool = shop.store.trainable(&route.name, round::POOL_MAX)?;
+    let mut pool = shop.store.trainable(&route.name, round::POOL_MAX)?;
+    pool.retain(|(turn, _)| route.matches.takes_tenant(&turn.tenant));
     let last = shop.store.last_round(&route.name)?;
     if !is_due(route, &pool, last.as_ref(), now_ms()) {
         return Ok(None);

@@ -12,6 +12,7 @@
 //!
 //! Invariant: every turn of a spool is stored exactly once, or counted as dropped with a reason.
 
+mod retention;
 mod source;
 mod worker;
 
@@ -23,7 +24,7 @@ use std::time::Instant;
 
 use hone_shared::clock::now_ms;
 use hone_shared::data_dir::DataDir;
-use hone_shared::policy::{PolicySet, RedactionPolicy};
+use hone_shared::policy::{PolicySet, RedactionPolicy, RoutePolicy};
 use hone_shared::turn::DropReason;
 
 use worker::Worker;
@@ -48,6 +49,10 @@ impl Policies {
 
     fn redactions_of(&self, route: &str) -> Vec<Arc<RedactionPolicy>> {
         self.0.as_ref().map(|current| current().redactions_of(route)).unwrap_or_default()
+    }
+
+    fn routes(&self) -> Vec<Arc<RoutePolicy>> {
+        self.0.as_ref().map(|current| current().routes.clone()).unwrap_or_default()
     }
 }
 

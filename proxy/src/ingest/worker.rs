@@ -11,6 +11,7 @@ use hone_shared::spool::{Follower, claim_dead};
 use hone_shared::store::{Batch, IngestTurn, Inserted, Store, StoreError};
 use hone_shared::turn::{DropReason, Gap, TurnId};
 
+use super::retention;
 use super::source::{Event, Source};
 use super::{IngestConfig, Shared, lock};
 
@@ -77,7 +78,7 @@ impl Worker {
             // Before the pass, so that what was written before the stop is read after it.
             let stopping = lock(&self.shared.stop).is_some();
             match self.pass() {
-                Ok(true) => {}
+                Ok(true) => self.upkeep_if_due(),
                 Ok(false) if stopping => return self.stopped(),
                 Ok(false) => self.idle(),
                 Err(OutOfTime) => {
@@ -343,10 +344,7 @@ impl Worker {
 
     /// Waits until the own spool has more, or something else is due.
     fn idle(&mut self) {
-        if self.upkeep_at.elapsed() >= UPKEEP {
-            self.upkeep_at = Instant::now();
-            self.upkeep();
-        }
+        self.upkeep_if_due();
         if std::mem::take(&mut self.unreadable) {
             drop(self.pause(self.cfg.retry_ms_max));
             return;
@@ -362,8 +360,16 @@ impl Worker {
         }
     }
 
+    fn upkeep_if_due(&mut self) {
+        if self.upkeep_at.elapsed() >= UPKEEP {
+            self.upkeep_at = Instant::now();
+            self.upkeep();
+        }
+    }
+
     fn upkeep(&mut self) {
         let Some(store) = &self.store else { return };
+        retention::sweep(store, &self.cfg.policies.routes());
         let swept = store.sweep_pending(now_ms()).and_then(|_| store.checkpoint());
         if let Err(error) = swept {
             tracing::debug!(%error, "upkeep of the store failed");

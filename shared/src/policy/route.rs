@@ -58,6 +58,12 @@ pub struct RouteMatch {
 }
 
 impl RouteMatch {
+    /// Whether turns of a tenant belong to the route. Asked again when its turns are trained on:
+    /// those of a tenant that the route no longer takes teach it nothing.
+    pub fn takes_tenant(&self, tenant: &str) -> bool {
+        self.tenants.is_empty() || self.tenants.iter().any(|taken| taken == tenant)
+    }
+
     /// Whether a request belongs to the route.
     pub fn matches(
         &self,
@@ -70,7 +76,7 @@ impl RouteMatch {
             None => path == wanted,
         });
         path_matches
-            && (self.tenants.is_empty() || self.tenants.iter().any(|t| t == tenant))
+            && self.takes_tenant(tenant)
             && self
                 .headers
                 .iter()

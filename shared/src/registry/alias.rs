@@ -109,6 +109,9 @@ impl Registry {
         }
         let lock = self.lock_file(LOCK)?;
         lock.lock().map_err(at(&self.dir))?;
+        if self.is_tainted(to) {
+            return Err(RegistryError::Tainted(to.clone()));
+        }
         let current = self.alias(name)?;
         if current.generation != *expected {
             return Err(RegistryError::Moved {
@@ -130,6 +133,11 @@ impl Registry {
         };
         self.replace(&path, &state)?;
         Ok(state)
+    }
+
+    /// Returns once nobody is in the middle of moving an alias.
+    pub(super) fn wait_for_movers(&self) -> Result<()> {
+        self.lock_file(LOCK)?.lock().map_err(at(&self.dir))
     }
 
     /// Replaces an alias file whole. Leftovers of a crash do not end in `.json`; the next mover

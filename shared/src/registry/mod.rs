@@ -4,6 +4,7 @@
 //! <registry>/<generation>/        adapter_config.json adapter_model.safetensors manifest.json
 //! <registry>/aliases/<alias>.json  moved by compare-and-swap
 //! <registry>/.tmp-<uuid>/          a publication in progress
+//! <registry>/tainted/<generation>.json  must not be served or trained on any more
 //! ```
 //! A generation's name is the sha256 over the bytes of `adapter_config.json`, then those of
 //! `adapter_model.safetensors`. It is written under a temporary name, fsynced, renamed, and the
@@ -15,6 +16,7 @@
 mod adapter;
 mod alias;
 mod publish;
+mod taint;
 mod watch;
 
 use std::fs::{self, File, OpenOptions};
@@ -27,6 +29,7 @@ pub use adapter::{AdapterConfig, CONFIG_BYTES_MAX, PROJECTIONS, RANK_MAX, WEIGHT
 pub(crate) use alias::valid_name;
 pub use alias::{AliasState, PREVIOUS_MAX};
 pub use publish::{Manifest, ManifestDraft, Weights};
+pub use taint::{AliasMove, Taint};
 pub use watch::{AliasMap, AliasWatch};
 
 /// File name of the PEFT config within a generation.
@@ -81,6 +84,9 @@ pub enum RegistryError {
         /// What is wrong.
         problem: String,
     },
+    /// The generation learned from text that had to be forgotten.
+    #[error("generation {0} is tainted: it learned from text that had to be forgotten")]
+    Tainted(Generation),
     /// Compare-and-swap failed: somebody else moved the alias.
     #[error("alias `{alias}` is at {current}, not at {expected}: nothing was moved")]
     Moved {
@@ -153,8 +159,11 @@ impl Registry {
     }
 
     /// Hashes a generation's content again. Errors: as [`Registry::get`],
-    /// [`RegistryError::Damaged`].
+    /// [`RegistryError::Damaged`], [`RegistryError::Tainted`].
     pub fn verify(&self, generation: &Generation) -> Result<GenerationDir> {
+        if self.is_tainted(generation) {
+            return Err(RegistryError::Tainted(generation.clone()));
+        }
         let found = self.get(generation)?;
         let hash = adapter::hash_dir(&found.path)?;
         if hash == generation.as_str() {

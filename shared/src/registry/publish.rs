@@ -109,6 +109,9 @@ impl Registry {
         let lock = self.lock_file(PUBLISH_LOCK)?;
         lock.lock().map_err(at(&self.dir))?;
         self.sweep()?;
+        if self.is_tainted(&draft.parent) {
+            return Err(RegistryError::Tainted(draft.parent));
+        }
         let temporary = self.dir.join(format!("{TEMPORARY_PREFIX}{}", Uuid::now_v7().simple()));
         let result = self.write_and_rename(&temporary, config, weights.into(), draft);
         if result.is_err() {
@@ -143,6 +146,9 @@ impl Registry {
         check_weights(&mut File::open(&path).map_err(at(&path))?, bytes)?;
         let generation = Generation::parse(&hex::encode(hasher.finalize()))
             .map_err(|e| RegistryError::Adapter(e.to_string()))?;
+        if self.is_tainted(&generation) {
+            return Err(RegistryError::Tainted(generation));
+        }
         let manifest = Manifest {
             schema: 1,
             generation: generation.clone(),

@@ -22,6 +22,7 @@ const CRC_AT: usize = 26;
 /// Bytes of a frame before its payload.
 pub(super) const HEADER_BYTES: usize = 30;
 const ZSTD: u8 = 1;
+const GAP: u8 = 3;
 const ZSTD_ABOVE_BYTES: usize = 1024;
 
 /// What lies at an offset of a segment.
@@ -174,4 +175,28 @@ fn decode(header: &Header, payload: &[u8]) -> Option<Record> {
         return Record::decode(header.kind, &unpack(payload)?).ok();
     }
     Record::decode(header.kind, payload).ok()
+}
+
+/// A whole frame of exactly `len` bytes that says nothing: a gap of no turns, padded with spaces.
+/// Shorter than such a note can be, it is zeros, which read as damage.
+pub(super) fn nothing(len: u64) -> Vec<u8> {
+    const NOTE: &[u8] = br#"{"route":"","reason":"closed","count":0,"from_ms":0,"at_ms":0}"#;
+    let len = usize::try_from(len).unwrap_or(0);
+    let mut frame = vec![0u8; len];
+    let meta = len.saturating_sub(HEADER_BYTES + 4);
+    if meta < NOTE.len() {
+        return frame;
+    }
+    frame.clear();
+    frame.extend_from_slice(&MAGIC.to_le_bytes());
+    frame.extend_from_slice(&u32::try_from(meta + 4).unwrap_or(0).to_le_bytes());
+    frame.extend_from_slice(&[GAP, 0]);
+    frame.extend_from_slice(&[0u8; 16]);
+    let mut payload = u32::try_from(meta).unwrap_or(0).to_le_bytes().to_vec();
+    payload.extend_from_slice(NOTE);
+    payload.resize(meta + 4, b' ');
+    let crc = checksum(&frame, &payload);
+    frame.extend_from_slice(&crc.to_le_bytes());
+    frame.extend_from_slice(&payload);
+    frame
 }

@@ -9,7 +9,7 @@
 //! spool/quarantine/           segments with damage, kept for people
 //! frame = magic | len | kind | flags | turn id | crc32 of all else | payload (zstd above 1 KiB)
 //! ```
-//! A frame never spans segments. Sealed segments never change. At most `sync_ms_max` of turns is at
+//! A frame never spans segments. Sealed segments never change, but for what is forgotten on demand. At most `sync_ms_max` of turns is at
 //! risk when the power fails; nothing is when only the process dies.
 //!
 //! Invariant: `requests = accepted + dropped{reason}`, and each accepted turn has a `Begin` frame
@@ -21,6 +21,7 @@ mod frame;
 mod handle;
 mod queue;
 mod reader;
+mod scrub;
 mod writer;
 
 use std::io;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 pub use claim::{ClaimedDir, claim_dead};
 pub use handle::{Follower, Spool, SpoolStats};
 pub use reader::{DirReader, Item};
+pub use scrub::{Scrubbed, Unstored, scrub, unstored};
 pub use writer::SpoolWriter;
 
 /// Name of the directory for damaged segments, beside the process directories.

@@ -133,7 +133,7 @@ fn pack(bytes: &[u8]) -> Vec<u8> {
     [&[PLAIN][..], bytes].concat()
 }
 
-fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
     let bad = |problem: &str| StoreError::Malformed { what: "a body", problem: problem.to_owned() };
     match stored.split_first() {
         Some((&PLAIN, bytes)) => Ok(bytes.to_vec()),

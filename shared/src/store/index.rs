@@ -28,7 +28,7 @@ impl Index<'_> {
                     (SELECT count(*) FROM (SELECT 1 FROM turns c
                       WHERE c.parent = t.id AND c.parent_choice = i.choice LIMIT ?4))
              FROM link_index i JOIN turns t ON t.id = i.turn
-             WHERE i.kind = ?1 AND i.hash = ?2 ORDER BY i.turn DESC LIMIT ?3",
+             WHERE i.kind = ?1 AND i.hash = ?2 AND t.flags & 131072 = 0 ORDER BY i.turn DESC LIMIT ?3",
         )?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let rows =

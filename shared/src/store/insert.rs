@@ -160,7 +160,8 @@ pub(super) fn row_of(conn: &Connection, turn: TurnId) -> Result<Option<i64>> {
 }
 
 fn insert(conn: &Connection, turn: &IngestTurn, inserted: &mut Inserted) -> Result<()> {
-    if row_of(conn, turn.begin.turn_id)?.is_some() {
+    let id = turn.begin.turn_id;
+    if row_of(conn, id)?.is_some() || super::forget::is_forgotten(conn, id, false)? {
         inserted.duplicates += 1;
         return Ok(());
     }

@@ -15,12 +15,15 @@
 pub mod audit;
 mod bodies;
 mod counts;
+mod erase;
 pub mod flags;
+mod forget;
 mod incoming;
 mod index;
 mod insert;
 mod pending;
 mod redacted;
+mod retention;
 mod rounds;
 mod schema;
 mod turns;
@@ -33,9 +36,12 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use audit::{AuditEntry, AuditRow};
 pub use counts::Counts;
+pub use erase::Erased;
+pub use forget::{Concerned, ForgetJob, RoundUse, Subject};
 pub use incoming::IngestTurn;
 pub use index::Index;
 pub use insert::{Batch, IngestPos, Inserted};
+pub use retention::{BATCH_TURNS_MAX, Swept};
 pub use rounds::{RoundRow, RoundState, Split};
 pub use turns::{JudgeItem, StoredTurn};
 pub use verdicts::VerdictRow;

@@ -108,7 +108,9 @@ pub fn draw(
     ground: &Ground,
     work: &WorkDir,
 ) -> Result<Batch, RoundError> {
-    let pool = shop.store.trainable(&row.route, POOL_MAX)?;
+    let mut pool = shop.store.trainable(&row.route, POOL_MAX)?;
+    // The route may have taken other tenants when these were stored.
+    pool.retain(|(turn, _)| ground.route.matches.takes_tenant(&turn.tenant));
     let has_generation =
         |generation: &Generation| generation.is_base() || shop.registry.get(generation).is_ok();
     let sampler = Sampler {
@@ -163,10 +165,12 @@ pub fn plan(shop: &Workshop, ground: &Ground, batch: &Batch) -> Result<Plan, Rou
 
 /// Provenance of the candidate.
 pub fn manifest(shop: &Workshop, row: &RoundRow, ground: &Ground, batch: &Batch) -> ManifestDraft {
-    let warm = ground.route.train.warm_start;
+    // A teacher passes on what it learned just as well as a start does.
+    let train = &ground.route.train;
+    let heir = train.warm_start || train.teacher == Teacher::Incumbent;
     ManifestDraft {
         base_model_hash: shop.base_hash.clone(),
-        parent: if warm { row.incumbent.clone() } else { Generation::base() },
+        parent: if heir { row.incumbent.clone() } else { Generation::base() },
         route: row.route.clone(),
         round_id: Some(row.round_id.clone()),
         turns: batch.train.iter().map(|s| s.turn_id).collect(),
@@ -177,6 +181,23 @@ pub fn manifest(shop: &Workshop, row: &RoundRow, ground: &Ground, batch: &Batch)
         }),
         gate: row.metrics["gate"].clone(),
     }
+}
+
+/// Why what was learned from this batch must not be used: a turn of it was forgotten meanwhile. A
+/// candidate that is in the registry already is tainted.
+pub fn forgotten(
+    shop: &Workshop,
+    row: &RoundRow,
+    batch: &Batch,
+) -> Result<Option<String>, RoundError> {
+    let turns: Vec<TurnId> = batch.train.iter().chain(&batch.holdout).map(|s| s.turn_id).collect();
+    let Some(turn) = shop.store.first_forgotten(&turns)? else { return Ok(None) };
+    let reason = format!("turn {turn} was forgotten");
+    if let Some(candidate) = &row.candidate {
+        shop.registry.taint(&BTreeSet::from([candidate.clone()]), &reason)?;
+        shop.registry.remove_tainted()?;
+    }
+    Ok(Some(reason))
 }
 
 /// Loads the candidate into the engine and moves the alias.

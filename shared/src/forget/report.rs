@@ -1,0 +1,69 @@
+//! What an erasure will do and what it did, for people and programs.
+//!
+//! Invariant: ids and numbers only; never the subject, never text.
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::registry::AliasMove;
+use crate::store::Erased;
+use crate::turn::{Generation, TurnId};
+
+/// What would be done now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// `session`, `tenant`, `turn` or `text`.
+    pub kind: String,
+    /// Turns whose content goes.
+    pub turns: Vec<TurnId>,
+    /// Turns that stay and lose their verdict, because it was made from one that goes.
+    pub hinted: Vec<TurnId>,
+    /// Rounds that used any of them: their files go, and those that still run are ended.
+    pub rounds: Vec<String>,
+    /// Generations that learned from them, or on top of one that did.
+    pub tainted: Vec<Generation>,
+    /// Aliases that leave such a generation.
+    pub aliases: Vec<AliasMove>,
+    /// Turns in the spool that are not stored; their subjects are not known yet.
+    pub not_stored: u64,
+    /// Turns that have not ended; they are stored when they do, and can be forgotten then.
+    pub in_flight: u64,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// As it was planned.
+    #[serde(flatten)]
+    pub plan: Plan,
+    /// What went from the store.
+    pub erased: Erased,
+    /// Generations that are tainted from now on.
+    #[serde(rename = "newly_tainted")]
+    pub tainted: Vec<Generation>,
+    /// Aliases that were moved.
+    pub moved: Vec<AliasMove>,
+    /// Generations whose directories were removed.
+    pub removed: Vec<Generation>,
+    /// Records that were overwritten in the spool.
+    pub spool_records: u64,
+    /// Damaged segments that were deleted from quarantine.
+    pub quarantined_segments: u64,
+}
+
+impl Report {
+    /// The numbers, for the audit trail.
+    pub fn counts(&self) -> String {
+        json!({
+            "turns": self.plan.turns.len(),
+            "hinted": self.plan.hinted.len(),
+            "rounds": self.plan.rounds.len(),
+            "tainted": self.tainted.len(),
+            "aliases_moved": self.moved.len(),
+            "generations_removed": self.removed.len(),
+            "erased": self.erased,
+            "spool_records": self.spool_records,
+        })
+        .to_string()
+    }
+}
