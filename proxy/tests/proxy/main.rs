@@ -22,5 +22,6 @@ mod limits;
 mod origin;
 mod rows;
 mod transparency;
+mod transparency_departures;
 mod turns;
 mod websocket;
