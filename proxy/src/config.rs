@@ -3,9 +3,16 @@
 //! Invariant: nothing else in this crate reads the environment or a literal limit; a queue, pool or
 //! wait that is not bounded here is a bug.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use hone_shared::data_dir::DataDir;
+use serde::{Deserialize, Serialize};
+
+mod file;
+
+pub use file::{ConfigFileError, ProxyFile, check};
 
 use crate::pem::KeyFiles;
 use crate::upstream::EngineTls;
@@ -107,6 +114,15 @@ pub struct ProxyConfig {
     pub grace_ms: u64,
     /// Worker threads; 0 = one per core.
     pub threads: usize,
+    /// Take the listeners of the proxy that runs in this data directory over, if one does.
+    pub upgrade: bool,
+    /// Program and arguments that SIGUSR2 starts as the successor; they must include `--upgrade`.
+    pub upgrade_command: Option<Vec<OsString>>,
+    /// Further admin tokens, besides `<data>/admin.token`: one `NAME TOKEN` per line, mode 0600.
+    /// Needed to listen for operators anywhere but on a loopback address.
+    pub admin_token_file: Option<PathBuf>,
+    /// Names by which operators may call the admin listener, besides addresses and `localhost`.
+    pub admin_hosts: Vec<String>,
     /// All other bounds.
     pub limits: Limits,
 }
@@ -129,6 +145,10 @@ impl ProxyConfig {
             engine_health_path: "/health".to_owned(),
             grace_ms: 30_000,
             threads: 0,
+            upgrade: false,
+            upgrade_command: None,
+            admin_token_file: None,
+            admin_hosts: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -143,8 +163,9 @@ pub struct ListenTls {
     pub files: KeyFiles,
 }
 
-/// The bounds. Times in milliseconds, sizes in bytes.
-#[derive(Debug, Clone)]
+/// The bounds. Times in milliseconds, sizes in bytes. In `proxy.toml` they stand under `[limits]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Client connections at once; further ones wait in the kernel's backlog.
     pub connections_max: usize,
@@ -226,6 +247,19 @@ pub struct Limits {
     pub watch_ms: u64,
     /// How long the ingest may take to empty the spool at shutdown.
     pub ingest_drain_ms: u64,
+    /// Operators' connections at once; further ones wait.
+    pub admin_connections_max: usize,
+    /// How long an operator's connection may be silent.
+    pub admin_idle_ms: u64,
+    /// Largest request body on the admin listener.
+    pub admin_body_bytes_max: usize,
+    /// How long a successor may take from asking for the listeners to being ready.
+    pub upgrade_ready_ms: u64,
+    /// How long connections that are idle stay open after a successor took over, so that none closes
+    /// in the moment of a request.
+    pub upgrade_linger_ms: u64,
+    /// How long streams may go on after a successor took over.
+    pub upgrade_drain_ms: u64,
 }
 
 impl Default for Limits {
@@ -268,6 +302,12 @@ impl Default for Limits {
             capture_bytes_max: 256 << 20,
             watch_ms: 500,
             ingest_drain_ms: 10_000,
+            admin_connections_max: 64,
+            admin_idle_ms: 30_000,
+            admin_body_bytes_max: 64 << 10,
+            upgrade_ready_ms: 60_000,
+            upgrade_linger_ms: 5_000,
+            upgrade_drain_ms: 3_600_000,
         }
     }
 }

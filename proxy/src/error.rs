@@ -35,6 +35,12 @@ pub enum ProxyError {
     /// A certificate or key cannot be used.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] PemError),
+    /// Something that was asked for cannot be: said before anything was started.
+    #[error("{0}")]
+    Config(String),
+    /// A running proxy did not hand over its listeners.
+    #[error("the running proxy did not hand over its listeners: {0}")]
+    Upgrade(std::io::Error),
     /// The policies are wrong.
     #[error("the policies cannot be used: {0}")]
     Policy(String),
@@ -47,4 +53,11 @@ pub enum ProxyError {
     /// The ingest or its database cannot be used.
     #[error("the turn store cannot be used: {0}")]
     Ingest(String),
+}
+
+impl ProxyError {
+    /// Whether the operator asked for something that cannot be, so that trying again is useless.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Policy(_))
+    }
 }

@@ -1,6 +1,7 @@
 //! Start and end of the proxy process, in the order in which the parts need each other.
 //!
-//! Start: data directory → policies and aliases → spool → ingest → listeners → `run/proxy.json`.
+//! Start: data directory → policies and aliases → spool → ingest → listeners, bound or taken over →
+//! `run/proxy.json` → offer the listeners to a successor.
 //! End: stop accepting → wait for open streams → cut what is left → close the spool → let the
 //! ingest catch up.
 //!
@@ -8,6 +9,7 @@
 //! ingest ran out of time, in the spool on disk; and nothing that it started is still running.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,22 +23,26 @@ use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::admin::bounded::Bounded;
 use crate::admin::counters::Counters;
-use crate::admin::{self, Operator};
+use crate::admin::genai::GenAi;
+use crate::admin::tokens::Tokens;
+use crate::admin::{self, Operator, guard};
 use crate::config::{ProxyConfig, Upstream};
 use crate::error::ProxyError;
-use crate::ingest::{Ingest, IngestConfig, Policies};
+use crate::ingest::{Ingest, IngestConfig, Observer, Policies};
 use crate::limit::Limiter;
 use crate::listen::Listening;
 use crate::listen::tls::{self, Tls};
 use crate::service::Service;
+use crate::signals::{self, Signals};
 use crate::swap::Watches;
 use crate::tap::Recorder;
+use crate::upgrade::{self, Inherited, Offer};
 use crate::upstream::tunnel::Tunnels;
 use crate::upstream::{Engines, probe, resolve};
 
@@ -67,10 +73,18 @@ pub fn serve(
     signals: bool,
     ready: impl FnOnce(Bound),
 ) -> Result<(), ProxyError> {
+    guard::check_bind(&cfg)?;
     cfg.data.create()?;
     let runtime = runtime(&cfg)?;
     let parts = Parts::start(&cfg)?;
-    let served = runtime.block_on(parts.serve(&cfg, stop, signals, ready));
+    let inherited = match cfg.upgrade {
+        true => upgrade::take(&cfg.data).map_err(ProxyError::Upgrade)?,
+        false => None,
+    };
+    if cfg.upgrade && inherited.is_none() {
+        warn!("--upgrade: no proxy runs in this data directory; starting as usual");
+    }
+    let served = runtime.block_on(parts.serve(&cfg, inherited, stop, signals, ready));
     // Tasks that outlived the grace period are dropped here; their taps hand over what they have.
     runtime.shutdown_timeout(RUNTIME_END);
     let closed = parts.close();
@@ -97,17 +111,17 @@ struct Parts {
     recorder: Arc<Recorder>,
     ingest: Arc<Ingest>,
     counters: Arc<Counters>,
+    genai: Arc<GenAi>,
     engines: Arc<Engines>,
     limiter: Arc<Limiter>,
     tunnels: Arc<Tunnels>,
     tls: Option<Arc<Tls>>,
     secret: [u8; 32],
-    token: String,
 }
 
 impl Parts {
     fn start(cfg: &ProxyConfig) -> Result<Self, ProxyError> {
-        let (secret, token) = (cfg.data.secret()?, cfg.data.admin_token()?);
+        let secret = cfg.data.secret()?;
         let engines = Arc::new(Engines::start(cfg)?);
         let handshake = Duration::from_millis(cfg.limits.tls_handshake_ms);
         let tls = cfg.listen_tls.as_ref().map(|listen| Tls::load(&listen.files, handshake));
@@ -117,7 +131,10 @@ impl Parts {
         let spool = Spool::start(SpoolConfig::new(cfg.data.spool_dir()))
             .map_err(|error| ProxyError::Spool(error.to_string()))?;
         let policies = Arc::clone(&watches);
+        let genai = Arc::new(GenAi::default());
+        let seen = Arc::clone(&genai);
         let ingest = IngestConfig {
+            observer: Observer::of(move |turn| seen.see(turn)),
             policies: Policies::of(move || policies.snapshot().policies),
             drain_ms_max: cfg.limits.ingest_drain_ms,
             ..IngestConfig::new(&cfg.data, secret)
@@ -133,73 +150,88 @@ impl Parts {
             recorder,
             ingest,
             counters,
+            genai,
             engines,
             limiter,
             tunnels,
             tls,
             secret,
-            token,
         })
     }
 
     async fn serve(
         &self,
         cfg: &ProxyConfig,
+        mut inherited: Option<Inherited>,
         stop: CancellationToken,
         signals: bool,
         ready: impl FnOnce(Bound),
     ) -> Result<(), ProxyError> {
-        let (tcp, address) = bind(cfg.listen).await?;
-        let (admin_tcp, admin_address) = bind(cfg.admin).await?;
-        let background = TaskTracker::new();
-        let end = CancellationToken::new();
+        let operator = self.operator(cfg)?;
+        let data = Listener::open(upgrade::DATA, cfg.listen, inherited.as_mut()).await?;
+        let admin = Listener::open(upgrade::ADMIN, cfg.admin, inherited.as_mut()).await?;
+        let bound = Bound { address: data.address, admin_address: admin.address };
+        let (background, end) = (TaskTracker::new(), CancellationToken::new());
         if signals {
-            background.spawn(listen_to_signals(stop.clone(), Arc::clone(&self.watches))?);
+            let acting = Signals::install()?;
+            let watches = Arc::clone(&self.watches);
+            background.spawn(acting.listen(stop.clone(), watches, cfg.upgrade_command.clone()));
         }
-        let operator = self.operator();
-        let admin = axum::serve(admin_tcp, admin::router(Arc::clone(&operator)))
-            .with_graceful_shutdown(end.clone().cancelled_owned());
-        background.spawn(async move { admin.await });
+        let sockets = vec![data.spare()?, admin.spare()?];
+        let admin_end = end.child_token();
+        let idle = Duration::from_millis(cfg.limits.admin_idle_ms);
+        let tcp = Bounded::new(admin.tcp, cfg.limits.admin_connections_max, idle);
+        let served = axum::serve(tcp, admin::router(Arc::clone(&operator)))
+            .with_graceful_shutdown(admin_end.clone().cancelled_owned());
+        background.spawn(async move { served.await });
         self.follow_engines(cfg, &background, &end).await;
         let proxy = self.proxy(cfg);
-        let listening = Listening::start(tcp, proxy, &cfg.limits, Arc::clone(&self.counters));
-        let file = RunFile {
-            pid: std::process::id(),
-            address: address.to_string(),
-            admin_address: Some(admin_address.to_string()),
-            started_ms: now_ms(),
-        };
-        file.write(&cfg.data, "proxy")?;
-        let engines: Vec<String> = cfg.upstreams.iter().map(Upstream::authority).collect();
-        info!(%address, %admin_address, ?engines, "proxy ready");
-        ready(Bound { address, admin_address });
+        let counters = Arc::clone(&self.counters);
+        let listening = Listening::start(data.tcp, proxy, &cfg.limits, counters);
+        if let Some(inherited) = inherited {
+            // It answers at once or not at all.
+            let _ = tokio::task::spawn_blocking(move || inherited.ready()).await;
+        }
+        let offer = offer(cfg, sockets);
+        announce(cfg, bound, signals)?;
+        ready(bound);
 
-        stop.cancelled().await;
-        info!("stopping: no new connections, waiting for open streams");
-        operator.draining.store(true, Ordering::Release);
-        if !listening.drain(Duration::from_millis(cfg.grace_ms)).await {
-            warn!(
-                grace_ms = cfg.grace_ms,
-                "streams were still open after the grace period and are cut"
-            );
+        tokio::select! {
+            () = stop.cancelled() => {
+                info!("stopping: no new connections, waiting for open streams");
+                operator.draining.store(true, Ordering::Release);
+                if signals {
+                    signals::tell_stopping();
+                }
+                drain(cfg.grace_ms, listening.drain(Duration::from_millis(cfg.grace_ms))).await;
+            }
+            pid = offer => {
+                info!(pid, "the successor accepts: waiting for open streams");
+                admin_end.cancel();
+                hand_over(cfg, listening, &stop).await;
+            }
         }
         end.cancel();
         Ok(())
     }
 
-    fn operator(&self) -> Arc<Operator> {
-        Arc::new(Operator {
-            token: self.token.clone(),
+    fn operator(&self, cfg: &ProxyConfig) -> Result<Arc<Operator>, ProxyError> {
+        Ok(Arc::new(Operator {
+            tokens: Tokens::load(&cfg.data, cfg.admin_token_file.as_deref())?,
+            hosts: cfg.admin_hosts.clone(),
+            body_bytes_max: cfg.limits.admin_body_bytes_max,
+            data: cfg.data.clone(),
             watches: Arc::clone(&self.watches),
             recorder: Arc::clone(&self.recorder),
             ingest: Arc::clone(&self.ingest),
             counters: Arc::clone(&self.counters),
+            genai: Arc::clone(&self.genai),
             tls: self.tls.clone(),
             engines: Arc::clone(&self.engines),
             limiter: Arc::clone(&self.limiter),
             tunnels: Arc::clone(&self.tunnels),
             draining: AtomicBool::new(false),
-        })
+        }))
     }
 
     /// Learns where the engines are and which of them work, now and in the background.
@@ -261,34 +293,93 @@ impl Parts {
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ProxyError> {
-    let fail = |source| ProxyError::Bind { address, source };
-    let tcp = TcpListener::bind(address).await.map_err(fail)?;
-    let bound = tcp.local_addr().map_err(fail)?;
-    Ok((tcp, bound))
+/// A bound listener.
+struct Listener {
+    name: &'static str,
+    tcp: TcpListener,
+    address: SocketAddr,
 }
 
-/// SIGTERM and SIGINT stop; SIGHUP, which kills a plain pingora, reads policies and aliases again.
-fn listen_to_signals(
-    stop: CancellationToken,
-    watches: Arc<Watches>,
-) -> Result<impl Future<Output = ()>, ProxyError> {
-    let on =
-        |kind| signal(kind).map_err(|source| ProxyError::Start { what: "signal handlers", source });
-    let mut terminate = on(SignalKind::terminate())?;
-    let mut interrupt = on(SignalKind::interrupt())?;
-    let mut hangup = on(SignalKind::hangup())?;
-    Ok(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => stop.cancel(),
-                _ = interrupt.recv() => stop.cancel(),
-                _ = hangup.recv() => {
-                    let watches = Arc::clone(&watches);
-                    let refreshed = tokio::task::spawn_blocking(move || watches.refresh()).await;
-                    info!(?refreshed, "SIGHUP: policies and aliases read again");
-                }
+impl Listener {
+    /// Takes the listener over from the running proxy, or binds it.
+    async fn open(
+        name: &'static str,
+        address: SocketAddr,
+        inherited: Option<&mut Inherited>,
+    ) -> Result<Self, ProxyError> {
+        let fail = |source| ProxyError::Bind { address, source };
+        let tcp = match inherited.and_then(|from| from.socket(name, address)) {
+            Some(tcp) => {
+                tcp.set_nonblocking(true).and_then(|()| TcpListener::from_std(tcp)).map_err(fail)?
             }
+            None => TcpListener::bind(address).await.map_err(fail)?,
+        };
+        let address = tcp.local_addr().map_err(fail)?;
+        Ok(Self { name, tcp, address })
+    }
+
+    /// A second descriptor, for a successor.
+    fn spare(&self) -> Result<upgrade::offer::Socket, ProxyError> {
+        let fail = |source| ProxyError::Bind { address: self.address, source };
+        let fd = self.tcp.as_fd().try_clone_to_owned().map_err(fail)?;
+        Ok(upgrade::offer::Socket { name: self.name, address: self.address, fd })
+    }
+}
+
+/// Resolves when a successor has taken over; never, where that cannot be offered. Dropping it closes
+/// the spare descriptors.
+fn offer(cfg: &ProxyConfig, sockets: Vec<upgrade::offer::Socket>) -> impl Future<Output = u32> {
+    let ready = Duration::from_millis(cfg.limits.upgrade_ready_ms);
+    let offer = Offer::open(&cfg.data, sockets, ready);
+    if let Err(error) = &offer {
+        warn!(%error, "this proxy cannot be upgraded in place");
+    }
+    async move {
+        match offer {
+            Ok(offer) => offer.handed_over().await,
+            Err(_) => std::future::pending().await,
         }
-    })
+    }
+}
+
+/// Tells the world where this process listens.
+fn announce(cfg: &ProxyConfig, bound: Bound, signals: bool) -> Result<(), ProxyError> {
+    let file = RunFile {
+        pid: std::process::id(),
+        address: bound.address.to_string(),
+        admin_address: Some(bound.admin_address.to_string()),
+        started_ms: now_ms(),
+    };
+    file.write(&cfg.data, "proxy")?;
+    let Bound { address, admin_address } = bound;
+    let engines: Vec<String> = cfg.upstreams.iter().map(Upstream::authority).collect();
+    info!(%address, %admin_address, ?engines, "proxy ready");
+    if signals {
+        signals::tell_ready();
+    }
+    Ok(())
+}
+
+/// Waits for streams, and says so if they do not end.
+async fn drain(grace_ms: u64, drained: impl Future<Output = bool>) {
+    if !drained.await {
+        warn!(grace_ms, "streams were still open after the grace period and are cut");
+    }
+}
+
+/// After a successor took over: idle connections get time to leave by themselves, streams all they
+/// need. A SIGTERM meanwhile shortens both to the usual grace.
+async fn hand_over(cfg: &ProxyConfig, listening: Listening, stop: &CancellationToken) {
+    let linger = Duration::from_millis(cfg.limits.upgrade_linger_ms);
+    stop.run_until_cancelled(listening.hand_over(linger)).await;
+    let grace = async {
+        stop.cancelled().await;
+        tokio::time::sleep(Duration::from_millis(cfg.grace_ms)).await;
+        false
+    };
+    let drained = listening.drain(Duration::from_millis(cfg.limits.upgrade_drain_ms));
+    let either = async {
+        tokio::select! { drained = drained => drained, cut = grace => cut }
+    };
+    drain(cfg.limits.upgrade_drain_ms, either).await;
 }

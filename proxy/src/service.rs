@@ -19,6 +19,7 @@ use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
+use crate::access;
 use crate::admin::counters::{Counters, InFlight};
 use crate::admit::reply::{self, Fault};
 use crate::admit::{self, Admission, headers};
@@ -356,10 +357,11 @@ impl ProxyHttp for Service {
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
-    async fn logging(&self, _session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
         let outcome = ctx.outcome(e);
         let own_status = (!ctx.response_begun).then(|| ctx.fault.map_or(0, |f| f.status));
         ctx.gauge.ended(outcome, ctx.fault);
+        access::log(session, ctx.tap.as_ref(), &ctx.gauge, outcome, ctx.fault);
         if let Some(tap) = &mut ctx.tap {
             tap.finish(outcome, own_status, ctx.attempts);
         }

@@ -6,6 +6,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+mod operate;
+
+pub use operate::*;
+
 /// A mistake of the caller: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -37,6 +41,10 @@ pub enum Command {
     Status(StatusArgs),
     /// Make an alias serve the previous generation, the base model, or a named one.
     Rollback(RollbackArgs),
+    /// Show and change what routes learn, while everything runs.
+    Route(RouteArgs),
+    /// Show who changed what, when and why.
+    Audit(AuditArgs),
     /// Obtain and list models.
     Model(ModelArgs),
     /// Check policy files.
@@ -153,38 +161,58 @@ pub enum ModelAction {
     },
 }
 
-/// `hone policy`
-#[derive(Debug, Clone, Args)]
-pub struct PolicyArgs {
-    #[command(flatten)]
-    pub data: DataArgs,
-    /// Directory to check [default: the data directory's policies].
-    pub dir: Option<PathBuf>,
-}
-
-/// `hone proxy`
+/// `hone proxy`: flags win over the file, the file over the defaults.
 #[derive(Debug, Clone, Args)]
 pub struct ProxyArgs {
     #[command(flatten)]
     pub data: DataArgs,
-    /// Address that clients use.
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    pub listen: SocketAddr,
-    /// Address of the admin listener.
-    #[arg(long, default_value = "127.0.0.1:8081")]
-    pub admin: SocketAddr,
-    /// The engine behind the proxy.
-    #[arg(long, default_value = "http://127.0.0.1:8082")]
-    pub engine: String,
-    /// Milliseconds that streams in flight get to finish at shutdown.
-    #[arg(long, default_value_t = 30_000)]
-    pub grace_ms: u64,
-    /// Worker threads (0: as many as there are cores).
-    #[arg(long, default_value_t = 0)]
-    pub threads: usize,
-    /// Largest request body, MiB; a larger one is answered with 413.
-    #[arg(long, default_value_t = 64)]
-    pub request_mib_max: u64,
+    /// File with everything that can be set, limits included; see deploy/README.md.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Check the configuration and the policies, say everything that is wrong, and end.
+    #[arg(long)]
+    pub check: bool,
+    /// Take the listeners of the proxy that runs in the data directory over; it drains and ends.
+    #[arg(long)]
+    pub upgrade: bool,
+    /// Address that clients use [default: 127.0.0.1:8080].
+    #[arg(long)]
+    pub listen: Option<SocketAddr>,
+    /// Address of the admin listener [default: 127.0.0.1:8081].
+    #[arg(long)]
+    pub admin: Option<SocketAddr>,
+    /// Further admin tokens, one `NAME TOKEN` per line; needed for an --admin address that is not
+    /// a loopback one.
+    #[arg(long, value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+    /// A name by which operators may call the admin listener (may be repeated).
+    #[arg(long = "admin-host", value_name = "NAME")]
+    pub admin_hosts: Vec<String>,
+    /// An engine behind the proxy; repeat it for several that serve the same model
+    /// [default: http://127.0.0.1:8082].
+    #[arg(long = "engine", value_name = "URL")]
+    pub engines: Vec<String>,
+    /// PEM file with the authorities to trust for engines with https, instead of the system's.
+    #[arg(long, value_name = "FILE")]
+    pub engine_ca: Option<PathBuf>,
+    /// Address that clients use with TLS, besides --listen; needs --tls-cert and --tls-key.
+    #[arg(long, value_name = "ADDRESS")]
+    pub tls_listen: Option<SocketAddr>,
+    /// PEM file with the certificate chain shown to clients; read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with its key.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Milliseconds that streams in flight get to finish at shutdown [default: 30000].
+    #[arg(long)]
+    pub grace_ms: Option<u64>,
+    /// Largest request body, MiB; a larger one is answered with 413 [default: 64].
+    #[arg(long)]
+    pub request_mib_max: Option<u64>,
+    /// Worker threads (0: as many as there are cores) [default: 0].
+    #[arg(long)]
+    pub threads: Option<usize>,
     /// End when standard input ends: set by `hone up`, whose death must not leave children behind.
     #[arg(long, hide = true)]
     pub supervised: bool,

@@ -3,6 +3,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
+mod audit;
 mod bench;
 mod cli;
 mod demo;
@@ -11,6 +12,7 @@ mod model;
 mod os;
 mod policy;
 mod rollback;
+mod route;
 mod serve;
 mod status;
 mod up;
@@ -43,6 +45,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Status(args) => status::run(&args),
         Command::Rollback(args) => rollback::run(&args),
+        Command::Route(args) => route::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Model(args) => model::run(args),
         Command::Policy(args) => policy::run(&args),
         Command::Proxy(args) => serve::proxy(args),

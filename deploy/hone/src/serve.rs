@@ -4,13 +4,16 @@
 //! A supervised child ends when its standard input ends: if `hone up` dies by `kill -9`, its
 //! children follow with an orderly shutdown instead of being left behind.
 
+use std::ffi::OsString;
 use std::io::Read;
+use std::path::PathBuf;
 
 use anyhow::Context;
+use hone_proxy::{ProxyConfig, ProxyFile};
 use hone_shared::data_dir::{DataDir, RunFile};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{BackendArgs, DataArgs, ProxyArgs, TrainerArgs};
+use crate::cli::{BackendArgs, DataArgs, ProxyArgs, TrainerArgs, UsageError};
 use crate::{model, os};
 
 /// The data directory that was asked for, created.
@@ -28,17 +31,77 @@ pub fn data_dir(args: &DataArgs) -> anyhow::Result<DataDir> {
     Ok(data)
 }
 
-/// Runs `hone proxy` until SIGTERM or SIGINT, then drains.
+/// Runs `hone proxy` until SIGTERM or SIGINT, then drains; or checks its configuration.
 pub fn proxy(args: ProxyArgs) -> anyhow::Result<()> {
+    let config = proxy_config(&args)?;
+    if args.check {
+        return check(&config);
+    }
     end_with_stdin(args.supervised);
-    let data = data_dir(&args.data)?;
-    let upstream = hone_proxy::Upstream::parse(&args.engine)
-        .with_context(|| format!("--engine {}", args.engine))?;
-    let mut config = hone_proxy::ProxyConfig::new(data, args.listen, args.admin, vec![upstream]);
-    config.grace_ms = args.grace_ms;
-    config.threads = args.threads;
-    config.limits.request_bytes_max = args.request_mib_max.saturating_mul(1 << 20);
-    hone_proxy::run(config).context("the proxy stopped")
+    hone_proxy::run(config).map_err(|error| match error.is_usage() {
+        true => UsageError(error.to_string()).into(),
+        false => anyhow::Error::new(error).context("the proxy stopped"),
+    })
+}
+
+fn proxy_config(args: &ProxyArgs) -> anyhow::Result<ProxyConfig> {
+    let usage = |error: &dyn std::fmt::Display| UsageError(error.to_string());
+    let mut file = match &args.config {
+        Some(path) => ProxyFile::read(path).map_err(|error| usage(&error))?,
+        None => ProxyFile::default(),
+    };
+    file.listen = args.listen.or(file.listen);
+    file.admin = args.admin.or(file.admin);
+    if !args.engines.is_empty() {
+        file.engines = args.engines.clone();
+    }
+    file.engine_tls.ca_file = args.engine_ca.clone().or(file.engine_tls.ca_file);
+    file.tls.listen = args.tls_listen.or(file.tls.listen);
+    file.tls.certificate = args.tls_cert.clone().or(file.tls.certificate);
+    file.tls.key = args.tls_key.clone().or(file.tls.key);
+    if let Some(mib) = args.request_mib_max {
+        file.limits.request_bytes_max = mib.saturating_mul(1 << 20);
+    }
+    file.admin_token_file = args.admin_token_file.clone().or(file.admin_token_file);
+    file.grace_ms = args.grace_ms.or(file.grace_ms);
+    file.threads = args.threads.or(file.threads);
+    file.admin_hosts.extend(args.admin_hosts.iter().cloned());
+    let mut config = file.build(data_dir(&args.data)?).map_err(|error| usage(&error))?;
+    config.upgrade = args.upgrade;
+    config.upgrade_command = upgrade_command();
+    Ok(config)
+}
+
+fn check(config: &ProxyConfig) -> anyhow::Result<()> {
+    let dir = config.data.policies_dir();
+    hone_shared::policy::install_builtin(&dir)?;
+    let problems = hone_proxy::check(config);
+    problems.iter().for_each(|problem| eprintln!("{problem}"));
+    if !problems.is_empty() {
+        return Err(UsageError(format!("{} problems", problems.len())).into());
+    }
+    println!("valid: listens on {}, operators on {}", config.listen, config.admin);
+    Ok(())
+}
+
+/// What SIGUSR2 starts: this command line with `--upgrade`, and the program that stands under its
+/// name now, which may be another than the one that runs.
+fn upgrade_command() -> Option<Vec<OsString>> {
+    let mut all: Vec<OsString> = std::env::args_os().collect();
+    let named = all.first().map(PathBuf::from).filter(|path| path.components().count() > 1);
+    let program = match named {
+        Some(path) => std::path::absolute(path).ok()?,
+        None => {
+            let running = std::env::current_exe().ok()?.into_os_string().into_string().ok()?;
+            // What Linux says when the file was replaced.
+            PathBuf::from(running.trim_end_matches(" (deleted)"))
+        }
+    };
+    *all.first_mut()? = program.into();
+    if !all.iter().any(|argument| argument == "--upgrade") {
+        all.push("--upgrade".into());
+    }
+    Some(all)
 }
 
 /// Runs `hone trainer` until SIGTERM or SIGINT; an unfinished round resumes at the next start.

@@ -43,7 +43,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    fn observe(&self, duration: Duration) {
+    pub(super) fn observe(&self, duration: Duration) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         if let Some(at) = BUCKETS_MS.iter().position(|limit| us <= limit * 1000) {
             self.buckets[at].fetch_add(1, Ordering::Relaxed);
@@ -165,6 +165,16 @@ impl InFlight {
     pub fn responded(&mut self, status: u16) {
         self.status = status;
         self.counters.first_byte.observe(self.started.elapsed());
+    }
+
+    /// The status that was relayed; 0 while none was.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// Time since the request arrived.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Whether the engine answered with an error status.

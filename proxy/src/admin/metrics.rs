@@ -2,12 +2,14 @@
 //!
 //! Invariant: labels are bounded: routes come from policy files, everything else from fixed lists.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 use super::counters::Histogram;
 use super::{Operator, status};
 
+mod genai;
 mod network;
+mod storage;
 
 /// All metrics.
 pub fn render(operator: &Operator) -> String {
@@ -24,6 +26,8 @@ pub fn render(operator: &Operator) -> String {
     let gauge = "gauge";
     let held = operator.recorder.budget().held();
     page.one("hone_capture_bytes", gauge, "Bytes that captures in flight hold.", held);
+    storage::render(&mut page, operator);
+    genai::render(&mut page, &operator.genai);
     page.one("hone_spool_bytes", gauge, "Bytes of the spool on disk.", status.spool_bytes);
     let degraded = u64::from(status.spool_degraded);
     let help = "1 while the spool cannot be written or is full.";
@@ -96,7 +100,7 @@ impl Page {
         self.labelled(name, &[], value);
     }
 
-    fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+    fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         self.0.push_str(name);
         for (at, (label, text)) in labels.iter().enumerate() {
             let open = if at == 0 { '{' } else { ',' };
@@ -109,15 +113,26 @@ impl Page {
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
         self.head(name, "histogram", help);
+        self.series(name, &[], histogram);
+    }
+
+    /// One combination of labels of a histogram whose head was written.
+    fn series(&mut self, name: &str, labels: &[(&str, &str)], histogram: &Histogram) {
         let (buckets, count, sum) = histogram.read();
         let bucket = format!("{name}_bucket");
         for (limit_ms, below) in buckets {
             let limit = (limit_ms as f64 / 1000.0).to_string();
-            self.labelled(&bucket, &[("le", &limit)], below);
+            self.labelled(&bucket, &with(labels, &limit), below);
         }
-        self.labelled(&bucket, &[("le", "+Inf")], count);
-        let _ = writeln!(self.0, "{name}_sum {sum}\n{name}_count {count}");
+        self.labelled(&bucket, &with(labels, "+Inf"), count);
+        self.labelled(&format!("{name}_sum"), labels, sum);
+        self.labelled(&format!("{name}_count"), labels, count);
     }
+}
+
+/// The labels of a bucket.
+fn with<'a>(labels: &[(&'a str, &'a str)], limit: &'a str) -> Vec<(&'a str, &'a str)> {
+    labels.iter().copied().chain([("le", limit)]).collect()
 }
 
 #[cfg(test)]

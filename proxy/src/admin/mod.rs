@@ -1,29 +1,38 @@
-//! The operator's side: health, metrics, status and refresh, on a listener of its own.
+//! The operator's side: health, metrics, status and steering, on a listener of its own.
 //!
-//! `/livez` and `/readyz` say only yes or no and need no token, so that any supervisor can ask;
-//! everything else needs `Authorization: Bearer <data>/admin.token`, on whatever address the
-//! listener is bound.
+//! `/livez` and `/readyz` need no token, so that any supervisor can ask; everything else needs one as
+//! `Authorization: Bearer`, on whatever address the listener is bound. All endpoints stand in
+//! [`ENDPOINTS`]; tests go through that table.
 //!
 //! Invariant: nothing here is reachable from the data listener, and no request here waits for the
 //! data path.
 
+mod audit;
+pub mod bounded;
 pub mod counters;
+pub mod genai;
+pub mod guard;
+pub mod health;
 pub mod metrics;
+mod modes;
 pub mod status;
+pub mod tokens;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
-use hone_shared::secret::same_token;
+use hone_shared::data_dir::DataDir;
 use serde_json::json;
 
 use self::counters::Counters;
+use self::genai::GenAi;
+use self::tokens::Tokens;
 use crate::ingest::Ingest;
 use crate::limit::Limiter;
 use crate::listen::tls::Tls;
@@ -34,8 +43,14 @@ use crate::upstream::tunnel::Tunnels;
 
 /// What the admin side looks at.
 pub struct Operator {
-    /// The token that everything but health needs.
-    pub token: String,
+    /// The tokens, one of which everything but health needs.
+    pub tokens: Tokens,
+    /// Names by which the listener may be called, besides addresses and `localhost`.
+    pub hosts: Vec<String>,
+    /// Largest request body, bytes.
+    pub body_bytes_max: usize,
+    /// Where overrides, store and audit trail are.
+    pub data: DataDir,
     /// Policies and aliases.
     pub watches: Arc<Watches>,
     /// Turns on their way.
@@ -44,6 +59,8 @@ pub struct Operator {
     pub ingest: Arc<Ingest>,
     /// Requests.
     pub counters: Arc<Counters>,
+    /// Stored turns by model.
+    pub genai: Arc<GenAi>,
     /// TLS with clients, where a listener speaks it.
     pub tls: Option<Arc<Tls>>,
     /// Where they go.
@@ -56,35 +73,53 @@ pub struct Operator {
     pub draining: AtomicBool,
 }
 
-/// All endpoints.
+/// One endpoint.
+pub struct Endpoint {
+    /// Its methods, for people and tests.
+    pub methods: &'static str,
+    /// Its path; `{name}` stands for one segment.
+    pub path: &'static str,
+    /// Whether it needs no token.
+    pub open: bool,
+    serve: fn() -> MethodRouter<Arc<Operator>>,
+}
+
+const fn open(path: &'static str, serve: fn() -> MethodRouter<Arc<Operator>>) -> Endpoint {
+    Endpoint { methods: "GET", path, open: true, serve }
+}
+
+const fn guarded(
+    methods: &'static str,
+    path: &'static str,
+    serve: fn() -> MethodRouter<Arc<Operator>>,
+) -> Endpoint {
+    Endpoint { methods, path, open: false, serve }
+}
+
+/// Everything that the admin listener answers.
+pub const ENDPOINTS: &[Endpoint] = &[
+    open("/livez", || get(|| async { "ok\n" })),
+    open("/readyz", || get(health::ready)),
+    guarded("GET", "/metrics", || get(metrics_text)),
+    guarded("GET", "/v1/status", || get(status_json)),
+    guarded("POST", "/v1/refresh", || post(refresh)),
+    guarded("GET", "/v1/routes", || get(modes::list)),
+    guarded("PUT DELETE", "/v1/routes/{name}/mode", || put(modes::set).delete(modes::reset)),
+    guarded("GET", "/v1/audit", || get(audit::list)),
+];
+
+/// All endpoints behind their guard.
 pub fn router(operator: Arc<Operator>) -> Router {
-    let guarded = Router::new()
-        .route("/metrics", get(metrics_text))
-        .route("/v1/status", get(status_json))
-        .route("/v1/refresh", post(refresh))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&operator), need_token));
-    Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .merge(guarded)
+    let routes = ENDPOINTS
+        .iter()
+        .fold(Router::new(), |router, endpoint| router.route(endpoint.path, (endpoint.serve)()));
+    routes
         .fallback(|| async {
             refuse(StatusCode::NOT_FOUND, "not_found", "There is no such admin endpoint.")
         })
+        .layer(DefaultBodyLimit::max(operator.body_bytes_max))
+        .layer(middleware::from_fn_with_state(Arc::clone(&operator), guard::guard))
         .with_state(operator)
-}
-
-async fn need_token(
-    State(operator): State<Arc<Operator>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = given.and_then(|value| value.strip_prefix("Bearer "));
-    if token.is_some_and(|token| same_token(token.trim(), &operator.token)) {
-        return next.run(request).await;
-    }
-    let message = "Send the token of the data directory's admin.token as `Authorization: Bearer`.";
-    refuse(StatusCode::UNAUTHORIZED, "admin_token_required", message)
 }
 
 fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
@@ -94,11 +129,16 @@ fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
     (status, Json(json!({ "error": error }))).into_response()
 }
 
-async fn ready(State(operator): State<Arc<Operator>>) -> Response {
-    if operator.draining.load(Ordering::Acquire) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
-    }
-    "ready\n".into_response()
+/// Runs what reads files or the database where blocking is allowed. Error: what to answer when it
+/// panicked.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Response> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "an admin request failed");
+        let message = "The request could not be handled; the reason is in the log.";
+        refuse(StatusCode::INTERNAL_SERVER_ERROR, "admin_error", message)
+    })
 }
 
 async fn metrics_text(State(operator): State<Arc<Operator>>) -> Response {
@@ -110,8 +150,6 @@ async fn status_json(State(operator): State<Arc<Operator>>) -> Json<status::Stat
     Json(status::of(&operator))
 }
 
-async fn refresh(State(operator): State<Arc<Operator>>) -> Result<Json<Refreshed>, StatusCode> {
-    // Reads files, so it runs where blocking is allowed.
-    let refreshed = tokio::task::spawn_blocking(move || operator.watches.refresh()).await;
-    refreshed.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+async fn refresh(State(operator): State<Arc<Operator>>) -> Result<Json<Refreshed>, Response> {
+    blocking(move || operator.watches.refresh()).await.map(Json)
 }

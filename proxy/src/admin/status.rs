@@ -4,12 +4,15 @@
 //! in which a turn that moves on meanwhile is counted as pending, never twice.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use hone_shared::policy::{ModeOverride, RoutePolicy};
 use hone_shared::turn::Mode;
 use serde::Serialize;
 
-use super::Operator;
+use super::health::Reason;
+use super::{Operator, health};
 use crate::limit::LimiterState;
 use crate::listen::tls::TlsState;
 use crate::upstream::snapshot::EngineState;
@@ -28,6 +31,8 @@ pub struct Status {
     pub policy_version: u64,
     /// Why changed policy files were not taken, if so.
     pub policy_problem: Option<String>,
+    /// Everything that needs an operator; see [`super::health`].
+    pub reasons: Vec<Reason>,
     /// All routes, in the order in which they are matched.
     pub routes: Vec<Route>,
     /// Turns of this process.
@@ -57,8 +62,13 @@ pub struct Status {
 pub struct Route {
     /// Name of its policy.
     pub name: String,
-    /// Learning mode.
+    /// Learning mode in force.
     pub mode: Mode,
+    /// Learning mode of its file.
+    pub file_mode: Mode,
+    /// What was set at run time, if anything was.
+    #[serde(rename = "override")]
+    pub overridden: Option<ModeOverride>,
     /// The alias that it serves in mode `learn`.
     pub alias: String,
     /// The generation that new requests are pinned to.
@@ -101,24 +111,15 @@ pub struct Http {
 
 /// Reads everything now.
 pub fn of(operator: &Operator) -> Status {
-    let snapshot = operator.watches.snapshot();
-    let routes = snapshot.policies.routes.iter().map(|policy| Route {
-        name: policy.name.clone(),
-        mode: policy.mode,
-        alias: policy.alias.clone(),
-        generation: match policy.mode.serves() {
-            true => snapshot.serving(&policy.alias).as_str().to_owned(),
-            false => "base".to_owned(),
-        },
-    });
     let (ingest, spool) = (operator.ingest.stats(), operator.recorder.spool());
     Status {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION"),
         draining: operator.draining.load(Ordering::Acquire),
-        policy_version: snapshot.policies.version,
+        policy_version: operator.watches.snapshot().policies.version,
         policy_problem: operator.watches.policy_problem(),
-        routes: routes.collect(),
+        reasons: health::reasons(operator),
+        routes: routes(operator),
         counters: turns(operator),
         http: Http {
             requests: operator.counters.requests(),
@@ -136,6 +137,26 @@ pub fn of(operator: &Operator) -> Status {
         spool_degraded: spool.degraded || spool.disk_full,
         ingest_lag_ms: ingest.lag_ms,
     }
+}
+
+/// All routes, in the order in which they are matched.
+pub fn routes(operator: &Operator) -> Vec<Route> {
+    let snapshot = operator.watches.snapshot();
+    let route = |policy: &Arc<RoutePolicy>| {
+        let overridden = snapshot.policies.overridden.get(&policy.name);
+        Route {
+            name: policy.name.clone(),
+            mode: policy.mode,
+            file_mode: overridden.map_or(policy.mode, |over| over.file_mode),
+            overridden: overridden.map(|over| over.by.clone()),
+            alias: policy.alias.clone(),
+            generation: match policy.mode.serves() {
+                true => snapshot.serving(&policy.alias).as_str().to_owned(),
+                false => "base".to_owned(),
+            },
+        }
+    };
+    snapshot.policies.routes.iter().map(route).collect()
 }
 
 /// The books. Ends of the way are read before its beginning, so that nothing is counted at both.

@@ -25,6 +25,7 @@ use std::time::Instant;
 use hone_shared::clock::now_ms;
 use hone_shared::data_dir::DataDir;
 use hone_shared::policy::{PolicySet, RedactionPolicy, RoutePolicy};
+use hone_shared::store::IngestTurn;
 use hone_shared::turn::DropReason;
 
 use worker::Worker;
@@ -62,6 +63,29 @@ impl std::fmt::Debug for Policies {
     }
 }
 
+/// Who is shown every turn of this process that was stored.
+#[derive(Clone, Default)]
+pub struct Observer(Option<Arc<dyn Fn(&IngestTurn) + Send + Sync>>);
+
+impl Observer {
+    /// Calls `see`, which must be quick, on the ingest's thread.
+    pub fn of(see: impl Fn(&IngestTurn) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(see)))
+    }
+
+    fn see(&self, turns: &[IngestTurn]) {
+        if let Some(see) = &self.0 {
+            turns.iter().for_each(|turn| see(turn));
+        }
+    }
+}
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Observer").field(&self.0.is_some()).finish()
+    }
+}
+
 /// Where the ingest reads and writes, and its limits.
 #[derive(Debug, Clone)]
 pub struct IngestConfig {
@@ -71,6 +95,8 @@ pub struct IngestConfig {
     pub store_path: PathBuf,
     /// The secret of the data directory; keys the links.
     pub secret: [u8; 32],
+    /// Who is shown what was stored; nobody unless set.
+    pub observer: Observer,
     /// What turns are redacted and kept by; none unless set.
     pub policies: Policies,
     /// Most turns of one transaction.
@@ -106,6 +132,7 @@ impl IngestConfig {
             spool_dir: data.spool_dir(),
             store_path: data.store_path(),
             secret,
+            observer: Observer::default(),
             policies: Policies::default(),
             batch_turns_max: 512,
             batch_bytes_max: 4 << 20,

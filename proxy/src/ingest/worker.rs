@@ -243,6 +243,9 @@ impl Worker {
     }
 
     fn count(&self, own: bool, inserted: &Inserted, gathered: &Gathered) {
+        if own {
+            self.cfg.observer.see(&gathered.batch.turns);
+        }
         let mut figures = lock(&self.shared.figures);
         if gathered.dry {
             figures.behind_since_ms = None;

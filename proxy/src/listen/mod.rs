@@ -46,6 +46,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Listening {
     proxy: Arc<HttpProxy<Service>>,
     tracker: TaskTracker,
+    accept: CancellationToken,
     stop: CancellationToken,
     shutdown: watch::Sender<bool>,
 }
@@ -122,9 +123,11 @@ impl Listening {
     ) -> Self {
         let (shutdown, _) = watch::channel(false);
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+        let accept = stop.child_token();
         let entrance = Entrance {
             permits: Arc::new(Semaphore::new(limits.connections_max)),
             places: Places::new(limits.connections_per_address_max),
+            accept: accept.clone(),
             template: Connection {
                 proxy: Arc::clone(&proxy),
                 tracker: tracker.clone(),
@@ -134,7 +137,18 @@ impl Listening {
             },
         };
         tracker.spawn(entrance.accept_loop(tcp));
-        Self { proxy, tracker, stop, shutdown }
+        Self { proxy, tracker, accept, stop, shutdown }
+    }
+
+    /// Stops accepting, because a successor does. Connections stay: each is told with its next
+    /// answer that it ends, so that no request meets a connection that closes in that moment.
+    /// Returns when all have ended, or after `linger`.
+    pub async fn hand_over(&self, linger: Duration) {
+        self.accept.cancel();
+        let _ = self.shutdown.send(true);
+        self.tracker.close();
+        // Those that are left are idle, or stream: `drain` tells them apart.
+        let _ = tokio::time::timeout(linger, self.tracker.wait()).await;
     }
 
     /// Stops accepting, closes idle connections, and waits until the open streams have ended, at
@@ -152,14 +166,14 @@ impl Listening {
 struct Entrance {
     permits: Arc<Semaphore>,
     places: Arc<Places>,
+    accept: CancellationToken,
     template: Connection,
 }
 
 impl Entrance {
     async fn accept_loop(self, tcp: TcpListener) {
-        let stop = self.template.stop.clone();
         loop {
-            let accepted = stop.run_until_cancelled(async {
+            let accepted = self.accept.run_until_cancelled(async {
                 // The permit comes first: when all are taken, clients wait in the kernel's backlog.
                 let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
                 Some((tcp.accept().await, permit))

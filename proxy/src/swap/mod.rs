@@ -75,6 +75,11 @@ impl Watches {
         Snapshot { policies: self.policies.current(), aliases: self.aliases.current() }
     }
 
+    /// Everything about policies and overrides that an operator should put right.
+    pub fn problems(&self) -> Vec<String> {
+        self.policies.problems()
+    }
+
     /// Why the policies on disk are not those in force, if so.
     pub fn policy_problem(&self) -> Option<String> {
         self.policies.last_error().map(|error| error.to_string())
@@ -82,10 +87,9 @@ impl Watches {
 
     /// Reads everything again now; returns after the new state is in force.
     pub fn refresh(&self) -> Refreshed {
-        let mut problems = Vec::new();
-        if let Err(error) = self.policies.refresh() {
-            problems.push(error.to_string());
-        }
+        // What could not be read is in `problems`, with overrides that name no route.
+        let _ = self.policies.refresh();
+        let mut problems = self.policies.problems();
         if let Err(error) = self.aliases.refresh() {
             problems.push(error.to_string());
         }

@@ -100,6 +100,11 @@ impl Tap {
         }
     }
 
+    /// Name of the turn, and of its route.
+    pub fn name(&self) -> (TurnId, &str) {
+        (self.turn_id, &self.pinned.policy.name)
+    }
+
     /// The generation that the request is pinned to.
     pub fn generation(&self) -> &Generation {
         &self.pinned.generation

@@ -1,27 +1,8 @@
 //! The operator's listener: who may ask, and whether the answers are true.
 
-use crate::client::{ask, chat, get, post};
+use crate::client::{ask, chat, get, get_admin, post};
 use crate::harness::{Proxy, write_policies};
 use crate::origin::Origin;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn everything_but_health_needs_the_token() {
-    let origin = Origin::start().await;
-    let proxy = Proxy::start(origin.address, "observe").await;
-    for path in ["/livez", "/readyz"] {
-        assert_eq!(get(proxy.admin, path, "Connection: close\r\n").await.status, 200);
-    }
-    for path in ["/metrics", "/v1/status"] {
-        for headers in ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic x\r\n"] {
-            let response = get(proxy.admin, path, headers).await;
-            assert_eq!(response.status, 401, "{path} {headers}");
-            assert_eq!(response.json()["error"]["code"], "admin_token_required");
-        }
-        assert_eq!(proxy.admin_get(path).await.status, 200);
-    }
-    assert_eq!(ask(proxy.admin, &post("/v1/refresh", "", b"")).await.status, 401);
-    assert_eq!(get(proxy.admin, "/nothing", "").await.status, 404);
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_admin_endpoints_are_not_on_the_data_listener() {
@@ -76,4 +57,103 @@ async fn a_refresh_takes_good_policies_and_refuses_bad_ones_by_name() {
     assert_eq!(status["routes"][0]["mode"], "observe", "the last good policies stay");
     assert_eq!(status["policy_problem"], problem.as_str());
     assert_eq!(ask(proxy.address, &post("/v1/json/chat/completions", "", b"{}")).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn learning_is_toggled_for_the_next_request_and_serving_returns_to_the_base() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::start(origin.address, "learn").await;
+    let generation = "ab".repeat(32);
+    serve(&proxy, &generation).await;
+    let served = || async {
+        ask(proxy.address, &post("/v1/json/chat/completions", "", &chat("a", false))).await;
+        origin.seen().last().unwrap().headers.get("x-hone-generation").cloned()
+    };
+    assert_eq!(served().await.as_deref(), Some(generation.as_str()));
+
+    let body = "{\"mode\": \"observe\", \"ttl_s\": 3600, \"reason\": \"exam week\"}";
+    let set = proxy.admin_ask("PUT", "/v1/routes/test/mode", body).await;
+    assert_eq!(set.status, 200, "{}", set.text());
+    let set = set.json();
+    assert_eq!((set["before"].as_str(), set["after"].as_str()), (Some("learn"), Some("observe")));
+    assert_eq!(set["audited"], true);
+    assert_eq!(served().await.as_deref(), Some("base"));
+    let route = proxy.admin_get("/v1/routes").await.json()["data"][0].clone();
+    assert_eq!((&route["mode"], &route["file_mode"]), (&"observe".into(), &"learn".into()));
+    assert_eq!(
+        (&route["override"]["who"], &route["override"]["reason"]),
+        (&"admin".into(), &"exam week".into())
+    );
+
+    proxy.admin_ask("PUT", "/v1/routes/test/mode", "{\"mode\": \"off\"}").await;
+    assert_eq!(served().await, None, "off: the request passes as it came");
+    let reset = proxy.admin_ask("DELETE", "/v1/routes/test/mode", "").await.json();
+    assert_eq!((reset["before"].as_str(), reset["after"].as_str()), (Some("off"), Some("learn")));
+    assert_eq!(served().await.as_deref(), Some(generation.as_str()));
+    proxy.settled(3).await;
+
+    let audit = proxy.admin_get("/v1/audit?limit=2").await.json();
+    let actions: Vec<_> =
+        audit["data"].as_array().unwrap().iter().map(|row| &row["action"]).collect();
+    assert_eq!(actions, ["learning.reset", "learning.set"]);
+    let rest = proxy.admin_get(&format!("/v1/audit?before={}", audit["next"])).await.json();
+    assert_eq!(rest["data"][0]["reason"], "exam week");
+    assert_eq!(
+        (rest["data"].as_array().unwrap().len(), &rest["next"]),
+        (1, &serde_json::Value::Null)
+    );
+}
+
+/// Makes the alias of the test policy point at a generation.
+async fn serve(proxy: &Proxy, generation: &str) {
+    let state = serde_json::json!({
+        "alias": "main", "generation": generation, "previous": [], "sequence": 1, "moved_ms": 1,
+        "reason": "test",
+    });
+    let dir = proxy.data.registry_dir().join("aliases");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("main.json"), state.to_string()).unwrap();
+    proxy.refresh().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_toggle_changes_nothing_and_says_why() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::start(origin.address, "learn").await;
+    let long = format!("{{\"mode\": \"off\", \"reason\": \"{}\"}}", "x".repeat(501));
+    for (path, body, status, said) in [
+        ("/v1/routes/test/mode", "", 400, "EOF"),
+        ("/v1/routes/test/mode", "{\"mode\": \"on\"}", 400, "observe"),
+        ("/v1/routes/test/mode", "{\"mode\": \"off\", \"ttl\": 1}", 400, "ttl_s"),
+        ("/v1/routes/test/mode", "{\"mode\": \"off\", \"ttl_s\": 0}", 400, "seconds"),
+        ("/v1/routes/test/mode", &long, 400, "500"),
+        ("/v1/routes/nobody/mode", "{\"mode\": \"off\"}", 404, "there are: test"),
+        ("/v1/routes/..%2ftest/mode", "{\"mode\": \"off\"}", 404, "no route"),
+    ] {
+        let response = proxy.admin_ask("PUT", path, body).await;
+        assert_eq!(response.status, status, "{path} {body}: {}", response.text());
+        assert!(response.text().contains(said), "{}", response.text());
+    }
+    assert_eq!(proxy.status().await["routes"][0]["mode"], "learn");
+    assert!(!proxy.data.overrides_path().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_says_what_is_wrong_in_codes_and_to_operators_in_words() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::start(origin.address, "observe").await;
+    let ready = |headers: &'static str| get_admin(proxy.admin, "/readyz", headers);
+    assert_eq!(ready("").await.text(), "ok\n");
+    assert_eq!(
+        ready("Accept: application/json\r\n").await.json()["reasons"],
+        serde_json::json!([])
+    );
+    std::fs::write(proxy.data.policies_dir().join("routes/test.toml"), "secret = 1").unwrap();
+    proxy.refresh().await;
+    let response = ready("").await;
+    assert_eq!((response.status, response.text().as_str()), (200, "degraded\n"));
+    let open = ready("Accept: application/json\r\n").await.text();
+    assert!(open.contains("policy_problem") && !open.contains("secret"), "{open}");
+    let told = proxy.admin_get("/readyz?json").await.text();
+    assert!(told.contains("routes/test.toml") && told.contains("secret"), "{told}");
 }

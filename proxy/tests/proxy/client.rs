@@ -76,6 +76,12 @@ impl Client {
         response
     }
 
+    /// Reads the status of a response and throws the rest of its head away.
+    pub async fn response_head(&mut self) -> u16 {
+        let first = self.line().await.unwrap();
+        first.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
     async fn chunks(&mut self, response: &mut Response) {
         while let Some(line) = self.line().await {
             let size = usize::from_str_radix(&line, 16).unwrap();
@@ -166,5 +172,11 @@ pub async fn ask(address: SocketAddr, request: &[u8]) -> Response {
 /// A GET on a connection of its own.
 pub async fn get(address: SocketAddr, target: &str, headers: &str) -> Response {
     let request = format!("GET {target} HTTP/1.1\r\nHost: engine.test\r\n{headers}\r\n");
+    ask(address, request.as_bytes()).await
+}
+
+/// As `get`, on the admin listener, which wants to be called by its address.
+pub async fn get_admin(address: SocketAddr, target: &str, headers: &str) -> Response {
+    let request = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n{headers}\r\n");
     ask(address, request.as_bytes()).await
 }

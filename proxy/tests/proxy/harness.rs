@@ -11,7 +11,7 @@ use hone_shared::data_dir::DataDir;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Response, ask, get};
+use crate::client::{Response, ask, get_admin};
 pub use crate::rows::{Row, turns_in};
 
 /// How long a test waits for something that is bound to happen.
@@ -104,15 +104,29 @@ impl Proxy {
     /// A GET on the admin listener, with its token.
     pub async fn admin_get(&self, path: &str) -> Response {
         let token = self.data.admin_token().unwrap();
-        get(self.admin, path, &format!("Authorization: Bearer {token}\r\nConnection: close\r\n"))
-            .await
+        get_admin(
+            self.admin,
+            path,
+            &format!("Authorization: Bearer {token}\r\nConnection: close\r\n"),
+        )
+        .await
+    }
+
+    /// Any request on the admin listener, with its token.
+    pub async fn admin_ask(&self, method: &str, path: &str, body: &str) -> Response {
+        let (token, length) = (self.data.admin_token().unwrap(), body.len());
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        ask(self.admin, request.as_bytes()).await
     }
 
     /// Reads policies and aliases again.
     pub async fn refresh(&self) -> Value {
         let token = self.data.admin_token().unwrap();
         let request = format!(
-            "POST /v1/refresh HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\
+            "POST /v1/refresh HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
              Content-Length: 0\r\nConnection: close\r\n\r\n"
         );
         let response = ask(self.admin, request.as_bytes()).await;

@@ -1,15 +1,14 @@
 //! Starting, stopping, signals and sudden death.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use hone_shared::data_dir::{DataDir, RunFile};
 
-use crate::client::{Client, ask, chat, get, post};
+use crate::client::{Client, ask, chat, get_admin, post};
 use crate::harness::{Proxy, config, eventually, turns_in, write_policies};
 use crate::origin::{Origin, stream};
+use crate::process::Process;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_proxy_stops_at_once_however_long_its_grace() {
@@ -37,7 +36,7 @@ async fn a_shutdown_finishes_the_stream_in_flight_and_stores_its_turn() {
     proxy.stop();
     let not_ready = || std::net::TcpStream::connect(proxy.address).is_err();
     eventually("no new connection is taken", not_ready).await;
-    assert_eq!(get(proxy.admin, "/readyz", "Connection: close\r\n").await.status, 503);
+    assert_eq!(get_admin(proxy.admin, "/readyz", "Connection: close\r\n").await.status, 503);
     let response = client.response().await;
     assert!(response.whole);
     assert_eq!(response.text(), stream(100));
@@ -93,56 +92,29 @@ async fn start_error(cfg: hone_proxy::ProxyConfig) -> String {
     tokio::task::spawn_blocking(serve).await.unwrap().unwrap_err().to_string()
 }
 
-const CHILD_DATA: &str = "HONE_PROXY_TEST_DATA";
-const CHILD_UPSTREAM: &str = "HONE_PROXY_TEST_UPSTREAM";
-
-/// Not a test: the proxy process of the tests below, which run this binary again.
-#[test]
-fn proxy_process() {
-    let Ok(data) = std::env::var(CHILD_DATA) else { return };
-    let upstream = std::env::var(CHILD_UPSTREAM).unwrap().parse().unwrap();
-    hone_proxy::run(config(Path::new(&data), upstream)).unwrap();
-}
-
-struct Process(Child);
-
-impl Process {
-    async fn start(data: &DataDir, upstream: SocketAddr) -> (Self, RunFile) {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "lifecycle::proxy_process", "--nocapture"])
-            .env(CHILD_DATA, data.path())
-            .env(CHILD_UPSTREAM, upstream.to_string())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let id = child.id();
-        let process = Self(child);
-        let file = || RunFile::read(data, "proxy").unwrap().filter(|file| file.pid == id);
-        eventually("the proxy process is ready", || file().is_some()).await;
-        (process, file().unwrap())
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_streams_reach_their_end_through_a_shutdown() {
+    let origin = Origin::start().await;
+    let mut proxy = Proxy::start(origin.address, "observe").await;
+    let mut clients = Vec::new();
+    for at in 0..200 {
+        let mut client = Client::connect(proxy.address).await;
+        let text = chat(&format!("stream {at} end"), true);
+        client.send(&post("/v1/paced/chat/completions?n=40&ms=50", "", &text)).await;
+        clients.push(client);
     }
-
-    fn signal(&self, name: &str) {
-        let id = self.0.id().to_string();
-        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    for client in &mut clients {
+        client.until("w0 ").await;
     }
-
-    async fn ended(&mut self) -> std::process::ExitStatus {
-        let mut status = None;
-        eventually("the process ends", || {
-            status = self.0.try_wait().unwrap();
-            status.is_some()
-        })
-        .await;
-        status.unwrap()
+    proxy.stop();
+    for mut client in clients {
+        let response = client.response().await;
+        assert!(response.whole && response.text() == stream(40));
     }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    proxy.join().await;
+    let turns = turns_in(&proxy.data);
+    assert_eq!(turns.len(), 200);
+    assert!(turns.iter().all(|turn| turn.outcome == "complete"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

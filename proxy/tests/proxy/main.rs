@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod admin;
+mod admin_door;
 mod bugs;
 mod certificates;
 mod chaos;
@@ -19,9 +20,13 @@ mod faults;
 mod harness;
 mod lifecycle;
 mod limits;
+mod metrics_page;
 mod origin;
+mod process;
 mod rows;
+mod trace;
 mod transparency;
 mod transparency_departures;
 mod turns;
+mod upgrade;
 mod websocket;
