@@ -11,9 +11,12 @@ pub fn terminate(pid: u32) -> io::Result<()> {
     signal(pid, libc::SIGTERM)
 }
 
-/// Whether a process with this id exists.
+/// Whether a process with this id runs. One that ended and was not yet waited for does not.
 pub fn is_alive(pid: u32) -> bool {
-    signal(pid, 0).is_ok()
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name of the program, in parentheses, may hold anything.
+    let ended = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
+    !ended && signal(pid, 0).is_ok()
 }
 
 /// Adds to our niceness, so that serving goes before training.

@@ -2,6 +2,9 @@
 //!
 //! Its standard input is a pipe that we hold and never write to: when we die, it closes, and the
 //! child ends.
+//!
+//! A proxy that was replaced by a new program ends, and its successor, which says in the run file who
+//! it is and inherited the pipe, is supervised in its place.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -12,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use hone_shared::data_dir::{DataDir, RunFile};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +28,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// A child that lived this long starts again with the shortest pause.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
+/// How often a process that is no child of ours is looked at.
+const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 /// A log file larger than this is put aside at the next start.
 const LOG_BYTES_MAX: u64 = 64 << 20;
 
@@ -39,12 +45,18 @@ pub struct Child {
 
 impl Child {
     /// Starts `hone <args>` and keeps it running until [`Child::stop`].
-    pub fn start(name: &'static str, args: Vec<OsString>, log_dir: &Path) -> anyhow::Result<Child> {
+    pub fn start(
+        name: &'static str,
+        args: Vec<OsString>,
+        data: &DataDir,
+        log_dir: &Path,
+    ) -> anyhow::Result<Child> {
         let program = std::env::current_exe().context("where is my own binary?")?;
         let log = log_dir.join(format!("{name}.log"));
         set_aside(&log);
         let (stop, deaths) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
-        let life = Life { name, program, args, log: log.clone(), deaths: deaths.clone() };
+        let (data, log_file) = (data.clone(), log.clone());
+        let life = Life { name, program, args, data, log: log_file, deaths: deaths.clone() };
         let task = tokio::spawn(life.supervise(stop.clone()));
         Ok(Child { name, log, stop, deaths, task })
     }
@@ -80,6 +92,7 @@ struct Life {
     name: &'static str,
     program: PathBuf,
     args: Vec<OsString>,
+    data: DataDir,
     log: PathBuf,
     deaths: Arc<AtomicU32>,
 }
@@ -125,7 +138,13 @@ impl Life {
         // to live.
         let lifeline = process.stdin.take();
         tokio::select! {
-            status = process.wait() => return Ok(status?),
+            status = process.wait() => {
+                let status = status?;
+                if let Some(successor) = pid.and_then(|pid| self.successor(pid)) {
+                    self.follow(successor, stop).await?;
+                }
+                return Ok(status);
+            }
             () = stop.cancelled() => {}
         }
         if let Some(pid) = pid {
@@ -133,6 +152,34 @@ impl Life {
         }
         drop(lifeline);
         Ok(process.wait().await?)
+    }
+}
+
+impl Life {
+    /// The process that took over from `ended`, if one did.
+    fn successor(&self, ended: u32) -> Option<u32> {
+        let file = RunFile::read(&self.data, self.name).ok().flatten()?;
+        (file.pid != ended && os::is_alive(file.pid)).then_some(file.pid)
+    }
+
+    /// Waits for the end of a process that is no child of ours, and of its successors; ends it when
+    /// asked to.
+    async fn follow(&self, first: u32, stop: &CancellationToken) -> anyhow::Result<()> {
+        let mut pid = first;
+        tracing::info!(child = self.name, pid, "replaced by a new program");
+        let mut told = false;
+        loop {
+            if stop.is_cancelled() && !std::mem::replace(&mut told, true) {
+                os::terminate(pid)?;
+            }
+            if !os::is_alive(pid) {
+                match self.successor(pid) {
+                    Some(next) => (pid, told) = (next, false),
+                    None => return Ok(()),
+                }
+            }
+            tokio::time::sleep(FOLLOW_EVERY).await;
+        }
     }
 }
 

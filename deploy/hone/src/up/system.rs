@@ -77,7 +77,7 @@ impl System {
             all
         };
         let mut start = |name: &'static str, pairs: &[(&str, OsString)]| -> anyhow::Result<()> {
-            self.children.push(Child::start(name, flags(name, pairs), &self.log_dir)?);
+            self.children.push(Child::start(name, flags(name, pairs), data, &self.log_dir)?);
             Ok(())
         };
         if args.engine.is_none() {
