@@ -140,9 +140,8 @@ async fn origin() -> (SocketAddr, std::sync::Arc<Mutex<Option<Fail>>>) {
 
 async fn serve(mut tcp: TcpStream, how: Option<Fail>) -> std::io::Result<()> {
     let Some(how) = how else {
-        // A second attempt, or the request afterwards: all is well.
-        read_request(&mut tcp).await?;
-        return tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        // A second attempt, or the request afterwards.
+        return well(&mut tcp).await;
     };
     if !how.early {
         read_request(&mut tcp).await?;
@@ -167,11 +166,14 @@ async fn serve(mut tcp: TcpStream, how: Option<Fail>) -> std::io::Result<()> {
             tokio::time::sleep(Duration::from_secs(60)).await;
             Ok(())
         }
-        End::Stay => {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            Ok(())
-        }
+        End::Stay => well(&mut tcp).await,
     }
+}
+
+/// Answers as an engine should.
+async fn well(tcp: &mut TcpStream) -> std::io::Result<()> {
+    read_request(tcp).await?;
+    tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await
 }
 
 async fn read_request(tcp: &mut TcpStream) -> std::io::Result<()> {
