@@ -54,6 +54,8 @@ const RUNTIME_END: Duration = Duration::from_secs(2);
 pub struct Bound {
     /// The data listener.
     pub address: SocketAddr,
+    /// The listener that speaks TLS, if there is one.
+    pub tls_address: Option<SocketAddr>,
     /// The admin listener.
     pub admin_address: SocketAddr,
 }
@@ -170,14 +172,25 @@ impl Parts {
         let operator = self.operator(cfg)?;
         let data = Listener::open(upgrade::DATA, cfg.listen, inherited.as_mut()).await?;
         let admin = Listener::open(upgrade::ADMIN, cfg.admin, inherited.as_mut()).await?;
-        let bound = Bound { address: data.address, admin_address: admin.address };
+        let secure = match &cfg.listen_tls {
+            Some(tls) => {
+                Some(Listener::open(upgrade::SECURE, tls.address, inherited.as_mut()).await?)
+            }
+            None => None,
+        };
+        let bound = Bound {
+            address: data.address,
+            tls_address: secure.as_ref().map(|listener| listener.address),
+            admin_address: admin.address,
+        };
         let (background, end) = (TaskTracker::new(), CancellationToken::new());
         if signals {
             let acting = Signals::install()?;
             let watches = Arc::clone(&self.watches);
             background.spawn(acting.listen(stop.clone(), watches, cfg.upgrade_command.clone()));
         }
-        let sockets = vec![data.spare()?, admin.spare()?];
+        let all = [Some(&data), secure.as_ref(), Some(&admin)];
+        let sockets = all.into_iter().flatten().map(Listener::spare).collect::<Result<_, _>>()?;
         let admin_end = end.child_token();
         let idle = Duration::from_millis(cfg.limits.admin_idle_ms);
         let tcp = Bounded::new(admin.tcp, cfg.limits.admin_connections_max, idle);
@@ -187,7 +200,8 @@ impl Parts {
         self.follow_engines(cfg, &background, &end).await;
         let proxy = self.proxy(cfg);
         let counters = Arc::clone(&self.counters);
-        let listening = Listening::start(data.tcp, proxy, &cfg.limits, counters);
+        let secure = secure.map(|listener| listener.tcp).zip(self.tls.clone());
+        let listening = Listening::start(data.tcp, secure, proxy, &cfg.limits, counters);
         if let Some(inherited) = inherited {
             // It answers at once or not at all.
             let _ = tokio::task::spawn_blocking(move || inherited.ready()).await;
@@ -351,9 +365,9 @@ fn announce(cfg: &ProxyConfig, bound: Bound, signals: bool) -> Result<(), ProxyE
         started_ms: now_ms(),
     };
     file.write(&cfg.data, "proxy")?;
-    let Bound { address, admin_address } = bound;
+    let Bound { address, tls_address, admin_address } = bound;
     let engines: Vec<String> = cfg.upstreams.iter().map(Upstream::authority).collect();
-    info!(%address, %admin_address, ?engines, "proxy ready");
+    info!(%address, ?tls_address, %admin_address, ?engines, "proxy ready");
     if signals {
         signals::tell_ready();
     }

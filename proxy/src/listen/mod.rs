@@ -35,6 +35,7 @@ use tracing::{debug, warn};
 use self::gate::{Caps, Refusal};
 use self::places::{Place, Places};
 use self::socket::{Socket, Transport};
+use self::tls::Tls;
 use crate::admin::counters::Counters;
 use crate::config::Limits;
 use crate::service::Service;
@@ -114,9 +115,10 @@ struct Connection {
 }
 
 impl Listening {
-    /// Starts accepting on `tcp`.
+    /// Starts accepting on `tcp`, and with TLS on `secure`. Both share all limits.
     pub fn start(
         tcp: TcpListener,
+        secure: Option<(TcpListener, Arc<Tls>)>,
         proxy: Arc<HttpProxy<Service>>,
         limits: &Limits,
         counters: Arc<Counters>,
@@ -124,7 +126,7 @@ impl Listening {
         let (shutdown, _) = watch::channel(false);
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
         let accept = stop.child_token();
-        let entrance = Entrance {
+        let entrance = Arc::new(Entrance {
             permits: Arc::new(Semaphore::new(limits.connections_max)),
             places: Places::new(limits.connections_per_address_max),
             accept: accept.clone(),
@@ -135,8 +137,11 @@ impl Listening {
                 shutdown: shutdown.subscribe(),
                 door: Arc::new(Door::new(limits, counters)),
             },
-        };
-        tracker.spawn(entrance.accept_loop(tcp));
+        });
+        tracker.spawn(Arc::clone(&entrance).accept_loop(tcp, None));
+        if let Some((tcp, tls)) = secure {
+            tracker.spawn(entrance.accept_loop(tcp, Some(tls)));
+        }
         Self { proxy, tracker, accept, stop, shutdown }
     }
 
@@ -171,7 +176,7 @@ struct Entrance {
 }
 
 impl Entrance {
-    async fn accept_loop(self, tcp: TcpListener) {
+    async fn accept_loop(self: Arc<Self>, tcp: TcpListener, tls: Option<Arc<Tls>>) {
         loop {
             let accepted = self.accept.run_until_cancelled(async {
                 // The permit comes first: when all are taken, clients wait in the kernel's backlog.
@@ -179,7 +184,9 @@ impl Entrance {
                 Some((tcp.accept().await, permit))
             });
             match accepted.await {
-                Some(Some((Ok((stream, client)), permit))) => self.admit(stream, client, permit),
+                Some(Some((Ok((stream, client)), permit))) => {
+                    self.admit(stream, client, permit, tls.clone());
+                }
                 Some(Some((Err(error), _))) => {
                     warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -189,18 +196,35 @@ impl Entrance {
         }
     }
 
-    fn admit(&self, stream: TcpStream, client: SocketAddr, permit: OwnedSemaphorePermit) {
+    fn admit(
+        &self,
+        stream: TcpStream,
+        client: SocketAddr,
+        permit: OwnedSemaphorePermit,
+        tls: Option<Arc<Tls>>,
+    ) {
         let Some(place) = self.places.take(client.ip(), permit) else {
             return self.template.door.counters.refused(Refusal::AddressFull);
         };
         // A stream without the option works, only more slowly.
         let _ = stream.set_nodelay(true);
         let (fd, connection) = (stream.as_raw_fd(), self.template.clone());
-        self.template.tracker.spawn(connection.serve(stream, fd, place));
+        match tls {
+            None => self.template.tracker.spawn(connection.serve(stream, fd, place)),
+            Some(tls) => self.template.tracker.spawn(connection.serve_tls(stream, fd, place, tls)),
+        };
     }
 }
 
 impl Connection {
+    /// As [`Connection::serve`], after a handshake.
+    async fn serve_tls(self, stream: TcpStream, fd: i32, place: Place, tls: Arc<Tls>) {
+        let shaken = self.stop.run_until_cancelled(tls.accept(stream)).await;
+        if let Some(Some(stream)) = shaken {
+            self.serve(stream, fd, place).await;
+        }
+    }
+
     /// Serves requests over `stream`, whose TCP socket is `fd`, until it ends.
     async fn serve(self, stream: impl Transport, fd: i32, place: Place) {
         let linger = socket::Linger {

@@ -25,5 +25,7 @@ pub use take::{Inherited, take};
 
 /// The listener of clients.
 pub const DATA: &str = "data";
+/// The listener of clients that speaks TLS.
+pub const SECURE: &str = "data_tls";
 /// The listener of operators.
 pub const ADMIN: &str = "admin";

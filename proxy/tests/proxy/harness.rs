@@ -21,6 +21,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    pub tls_address: Option<SocketAddr>,
     pub data: DataDir,
     _dir: tempfile::TempDir,
     stop: CancellationToken,
@@ -84,7 +85,8 @@ impl Proxy {
         let bound = tokio::task::spawn_blocking(move || bound.recv()).await.unwrap();
         let Ok(bound) = bound else { panic!("no start: {:?}", thread.join()) };
         let (address, admin) = (bound.address, bound.admin_address);
-        Self { address, admin, data, _dir: dir, stop, thread: Some(thread) }
+        let tls_address = bound.tls_address;
+        Self { address, admin, tls_address, data, _dir: dir, stop, thread: Some(thread) }
     }
 
     /// Begins the shutdown.

@@ -13,6 +13,7 @@ mod bugs;
 mod certificates;
 mod chaos;
 mod client;
+mod client_tls;
 mod door;
 mod engine_tls;
 mod engines;
