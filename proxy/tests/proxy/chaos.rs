@@ -250,7 +250,7 @@ async fn run_all(kind: &str, streamed: bool, body: &str) {
             Cut => ("upstream_error", 200),
             Whole => ("complete", 200),
         };
-        assert_eq!((turn.outcome.as_str(), turn.status), (outcome, status.into()), "{name}");
+        assert_eq!((turn.outcome.as_str(), turn.status), (outcome, status), "{name}");
     }
     assert_eq!(*panics.lock().unwrap(), Vec::<String>::new());
 }
