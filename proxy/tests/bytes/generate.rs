@@ -72,7 +72,6 @@ const STATUSES: &[(u16, &str)] = &[
 ];
 const REQUEST_FIELDS: &[(&str, &str)] = &[
     ("Authorization", "Bearer sk-test"),
-    ("authorization", "Basic dTpw"),
     ("X-API-Key", "sk-ant-test"),
     ("Cookie", "a=1; b=2"),
     ("cookie", "c=3"),
