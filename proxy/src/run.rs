@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use hone_shared::clock::now_ms;
 use hone_shared::data_dir::RunFile;
+use hone_shared::secret::Names;
 use hone_shared::spool::{Spool, SpoolConfig};
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
@@ -285,7 +286,7 @@ impl Parts {
             tunnels: Arc::clone(&self.tunnels),
             recorder: Arc::clone(&self.recorder),
             counters: Arc::clone(&self.counters),
-            secret: self.secret,
+            names: Names::new(&self.secret),
         };
         let mut proxy = http_proxy(&Arc::new(conf), service);
         let mut options = HttpServerOptions::default();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use hone_shared::secret::{client_of, tenant_of};
+use hone_shared::secret::Names;
 use hone_shared::turn::Outcome;
 use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -50,7 +50,7 @@ pub struct Service {
     /// What is counted.
     pub counters: Arc<Counters>,
     /// Keys the names of tenants.
-    pub secret: [u8; 32],
+    pub names: Names,
 }
 
 /// One request.
@@ -103,7 +103,7 @@ impl Service {
         if !self.engines.lone() {
             ctx.destination.key = affinity::key(&request.headers, credential, address);
         }
-        let tenant = tenant_of(&self.secret, credential);
+        let tenant = self.names.tenant(credential);
         let path = request.uri.path();
         let snapshot = self.watches.snapshot();
         let Some(policy) = route::find(&snapshot, path, &request.headers, &tenant) else {
@@ -120,7 +120,7 @@ impl Service {
             path,
             headers: &request.headers,
             tenant,
-            client: client_of(&self.secret, address, headers::user_agent(&request.headers)),
+            client: self.names.client(address, headers::user_agent(&request.headers)),
             content_length: admission.content_length,
         };
         ctx.tap = Some(Tap::open(Arc::clone(&self.recorder), pinned, head));

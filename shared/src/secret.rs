@@ -16,22 +16,53 @@ pub fn derive(secret: &[u8; 32], context: &str) -> [u8; 32] {
 /// The name of the tenant behind a credential (the value of `Authorization`, `api-key` or
 /// `x-api-key`): 32 hex digits. A request without a credential belongs to the tenant `anonymous`.
 pub fn tenant_of(secret: &[u8; 32], credential: Option<&str>) -> String {
-    let Some(credential) = credential.map(str::trim).filter(|c| !c.is_empty()) else {
-        return "anonymous".to_owned();
-    };
-    let hash = blake3::keyed_hash(&derive(secret, "tenant"), credential.as_bytes());
-    hex::encode(&hash.as_bytes()[..16])
+    Names::new(secret).tenant(credential)
 }
 
 /// The name of the person or program behind a connection: 16 hex digits of a keyed hash of address
 /// and user agent. Neither can be read back from it.
 pub fn client_of(secret: &[u8; 32], address: Option<IpAddr>, user_agent: Option<&str>) -> String {
-    let address = address.map(|address| address.to_canonical().to_string()).unwrap_or_default();
-    let mut hasher = blake3::Hasher::new_keyed(&derive(secret, "client"));
-    for part in [address.as_str(), user_agent.unwrap_or_default()] {
-        hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    Names::new(secret).client(address, user_agent)
+}
+
+/// Names tenants and clients with keys that were derived once: for the path of requests.
+#[derive(Clone)]
+pub struct Names {
+    tenant: [u8; 32],
+    client: [u8; 32],
+}
+
+impl Names {
+    /// The names that `secret` gives.
+    pub fn new(secret: &[u8; 32]) -> Self {
+        Self { tenant: derive(secret, "tenant"), client: derive(secret, "client") }
     }
-    hex::encode(&hasher.finalize().as_bytes()[..8])
+
+    /// See [`tenant_of`].
+    pub fn tenant(&self, credential: Option<&str>) -> String {
+        let Some(credential) = credential.map(str::trim).filter(|c| !c.is_empty()) else {
+            return "anonymous".to_owned();
+        };
+        let hash = blake3::keyed_hash(&self.tenant, credential.as_bytes());
+        hex::encode(&hash.as_bytes()[..16])
+    }
+
+    /// See [`client_of`].
+    pub fn client(&self, address: Option<IpAddr>, user_agent: Option<&str>) -> String {
+        let address = address.map(|address| address.to_canonical().to_string()).unwrap_or_default();
+        let mut hasher = blake3::Hasher::new_keyed(&self.client);
+        for part in [address.as_str(), user_agent.unwrap_or_default()] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        hex::encode(&hasher.finalize().as_bytes()[..8])
+    }
+}
+
+impl std::fmt::Debug for Names {
+    /// Without the keys: this may end up in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Names").finish_non_exhaustive()
+    }
 }
 
 /// Whether two tokens are equal, in time that depends on their lengths only.

@@ -17,44 +17,53 @@ const OWN_PREFIX: &str = "x-hone-";
 /// Longest recorded header value, bytes; the rest is cut.
 const VALUE_BYTES_MAX: usize = 512;
 
-/// Request headers that say something about the turn: kind, client, session, tracing, retries.
-const RECORDED_REQUEST: &[&str] = &[
-    "content-type",
-    "content-encoding",
-    "user-agent",
-    "x-session-id",
-    "x-session-affinity",
-    "x-opencode-session",
-    "session-id",
-    "session_id",
-    "x-client-request-id",
-    "x-claude-code-session-id",
-    "x-openwebui-chat-id",
-    "x-openwebui-message-id",
-    "conversation_id",
-    "x-conversation-id",
-    "x-turn-type",
-    "x-session-done",
-    "x-request-id",
-    "traceparent",
-    "tracestate",
-    "openai-organization",
-    "openai-project",
-    "x-stainless-retry-count",
-    "x-stainless-lang",
-    "x-stainless-package-version",
-    "idempotency-key",
-];
+/// Whether a request header says something about the turn: kind, client, session, tracing,
+/// retries.
+fn recorded_in_request(name: &str) -> bool {
+    // A `match` compares lengths before bytes; a list would compare every name with every entry.
+    matches!(
+        name,
+        "content-type"
+            | "content-encoding"
+            | "user-agent"
+            | "x-session-id"
+            | "x-session-affinity"
+            | "x-opencode-session"
+            | "session-id"
+            | "session_id"
+            | "x-client-request-id"
+            | "x-claude-code-session-id"
+            | "x-openwebui-chat-id"
+            | "x-openwebui-message-id"
+            | "conversation_id"
+            | "x-conversation-id"
+            | "x-turn-type"
+            | "x-session-done"
+            | "x-request-id"
+            | "traceparent"
+            | "tracestate"
+            | "openai-organization"
+            | "openai-project"
+            | "x-stainless-retry-count"
+            | "x-stainless-lang"
+            | "x-stainless-package-version"
+            | "idempotency-key"
+    )
+}
 
-/// Response headers that ingest needs or that help to find the request in the engine's log.
-const RECORDED_RESPONSE: &[&str] = &[
-    "content-type",
-    "content-encoding",
-    "x-request-id",
-    "openai-processing-ms",
-    "openai-version",
-    "retry-after",
-];
+/// Whether ingest needs a response header, or it helps to find the request in the engine's log.
+fn recorded_in_response(name: &str) -> bool {
+    // A `match` compares lengths before bytes; a list would compare every name with every entry.
+    matches!(
+        name,
+        "content-type"
+            | "content-encoding"
+            | "x-request-id"
+            | "openai-processing-ms"
+            | "openai-version"
+            | "retry-after"
+    )
+}
 
 /// Headers whose values are secrets.
 const SECRETS: &[&str] =
@@ -86,14 +95,14 @@ pub fn hide_secrets(request: &mut RequestHeader) -> pingora::Result<()> {
     }
     let mut hidden: Vec<(String, HeaderValue)> = Vec::new();
     request.map(|name, value| {
-        let name = match name {
-            HeaderNameVariant::Case(name) => String::from_utf8_lossy(name.as_slice()).into_owned(),
-            HeaderNameVariant::Titled(name) => name.to_owned(),
+        let name = match &name {
+            HeaderNameVariant::Case(name) => name.as_slice(),
+            HeaderNameVariant::Titled(name) => name.as_bytes(),
         };
-        if SECRETS.iter().any(|secret| name.eq_ignore_ascii_case(secret)) {
+        if SECRETS.iter().any(|secret| name.eq_ignore_ascii_case(secret.as_bytes())) {
             let mut value = value.clone();
             value.set_sensitive(true);
-            hidden.push((name, value));
+            hidden.push((String::from_utf8_lossy(name).into_owned(), value));
         }
         Ok(())
     })?;
@@ -119,16 +128,16 @@ pub fn user_agent(headers: &HeaderMap) -> Option<&str> {
 
 /// The request headers to record.
 pub fn recorded_request(headers: &HeaderMap) -> Headers {
-    recorded(headers, RECORDED_REQUEST)
+    recorded(headers, recorded_in_request)
 }
 
 /// The response headers to record.
 pub fn recorded_response(headers: &HeaderMap) -> Headers {
-    recorded(headers, RECORDED_RESPONSE)
+    recorded(headers, recorded_in_response)
 }
 
-fn recorded(headers: &HeaderMap, allowed: &[&str]) -> Headers {
-    let pairs = headers.iter().filter(|(name, _)| allowed.contains(&name.as_str()));
+fn recorded(headers: &HeaderMap, allowed: fn(&str) -> bool) -> Headers {
+    let pairs = headers.iter().filter(|(name, _)| allowed(name.as_str()));
     pairs.map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
 }
 
