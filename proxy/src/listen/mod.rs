@@ -10,6 +10,7 @@
 //! Invariant: every connection is a task of the tracker, holds one of a bounded number of places
 //! until its socket is closed, and has a deadline for whatever it is waited for.
 
+pub mod cork;
 pub mod gate;
 pub mod inlet;
 pub mod pace;
@@ -242,8 +243,8 @@ impl Connection {
         };
         if h2 {
             self.proxy.process_new(socket, &self.shutdown).await;
-        } else {
-            self.serve_h1(socket).await;
+        } else if let Some(cork) = socket.cork() {
+            cork.hold(self.serve_h1(socket)).await;
         }
     }
 

@@ -2,8 +2,8 @@
 //! writes.
 //!
 //! What pingora's own stream does not give an accept loop outside its `Server`: a read side that
-//! lets only well-framed requests through (see [`super::inlet`]); a write buffer, so that a response
-//! head and a short body leave in one packet; an end for clients that do not read; and a lingering
+//! lets only well-framed requests through (see [`super::inlet`]); a write buffer that gathers what
+//! is there to write ([`super::cork`]); an end for clients that do not read; and a lingering
 //! close, so that a client which is still sending its body when it is refused reads the answer
 //! instead of a reset.
 //!
@@ -14,7 +14,7 @@ use std::fmt::Debug;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -23,19 +23,18 @@ use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Door;
+use super::cork::{Cork, Corked};
 use super::gate::Refusal;
 use super::inlet::{Inlet, Stop};
 use super::pace::{Clock, Pace};
 use super::places::Place;
 use crate::admit::reply;
 
-/// Write buffer, bytes: a response head and a short JSON body, or a batch of SSE chunks.
-const WRITE_BYTES: usize = 8 << 10;
 /// Most that a lingering close reads and throws away, bytes.
 const LINGER_BYTES_MAX: u64 = 16 << 20;
 
@@ -63,8 +62,10 @@ pub struct Linger {
 #[derive(Debug)]
 pub struct Socket<S: Transport> {
     /// `None` only after drop has taken it apart.
-    inner: Option<(BufWriter<S>, Linger)>,
+    inner: Option<(Corked<S>, Linger)>,
     fd: i32,
+    /// One for all requests, so that the address is asked for once.
+    digest: Arc<SocketDigest>,
     accepted: SystemTime,
     /// The client has closed its side or is gone: there is nobody to linger for.
     ended: bool,
@@ -83,8 +84,9 @@ impl<S: Transport> Socket<S> {
     /// Wraps a connection whose TCP socket is `fd`.
     pub fn new(stream: S, fd: i32, linger: Linger, door: Arc<Door>) -> Self {
         Self {
-            inner: Some((BufWriter::with_capacity(WRITE_BYTES, stream), linger)),
+            inner: Some((Corked::new(stream), linger)),
             fd,
+            digest: Arc::new(SocketDigest::from_raw_fd(fd)),
             accepted: SystemTime::now(),
             ended: false,
             answered: false,
@@ -106,19 +108,24 @@ impl<S: Transport> Socket<S> {
         .await
     }
 
+    /// What puts off the flushes of this connection.
+    pub fn cork(&self) -> Option<Cork<S>> {
+        self.inner.as_ref().map(|(io, _)| io.cork())
+    }
+
     /// The request was answered; the next one on this connection may come. Whether it may.
     pub fn next_request(&mut self) -> bool {
         self.inlet.answered()
     }
 
-    fn parts(&mut self) -> io::Result<(Pin<&mut BufWriter<S>>, &mut Inlet)> {
+    fn parts(&mut self) -> io::Result<(Pin<&mut Corked<S>>, &mut Inlet)> {
         match &mut self.inner {
             Some((io, _)) => Ok((Pin::new(io), &mut self.inlet)),
             None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
-    fn io(&mut self) -> io::Result<Pin<&mut BufWriter<S>>> {
+    fn io(&mut self) -> io::Result<Pin<&mut Corked<S>>> {
         Ok(self.parts()?.0)
     }
 
@@ -251,12 +258,12 @@ impl<S: Transport> AsyncWrite for Socket<S> {
 impl<S: Transport> Drop for Socket<S> {
     fn drop(&mut self) {
         let Some((mut io, linger)) = self.inner.take() else { return };
-        // What pingora wrote without flushing: the part of a body before an engine died.
-        let _ = Pin::new(&mut io).poll_flush(&mut Context::from_waker(Waker::noop()));
+        // With what pingora wrote without flushing: the part of a body before an engine died.
+        let Some(stream) = io.finish() else { return };
         let polite = self.answered && !self.ended && !linger.stop.is_cancelled();
         if polite && let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let tracker = linger.tracker.clone();
-            tracker.spawn_on(close_slowly(io.into_inner(), linger), &runtime);
+            tracker.spawn_on(close_slowly(stream, linger), &runtime);
         }
     }
 }
@@ -302,7 +309,7 @@ impl<S: Transport> GetProxyDigest for Socket<S> {
 
 impl<S: Transport> GetSocketDigest for Socket<S> {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(Arc::new(SocketDigest::from_raw_fd(self.fd)))
+        Some(Arc::clone(&self.digest))
     }
 }
 
