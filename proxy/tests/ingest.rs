@@ -60,6 +60,7 @@ fn turn(messages: &[Value], answer: &str) -> (Begin, Done) {
         body_len: request.len() as u64,
         body: request,
         body_truncated: false,
+        body_cut: None,
     };
     let done = Done {
         turn_id,
@@ -73,6 +74,7 @@ fn turn(messages: &[Value], answer: &str) -> (Begin, Done) {
         body_len: response.len() as u64,
         body: response,
         body_truncated: false,
+        body_cut: None,
     };
     (begin, done)
 }

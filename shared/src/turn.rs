@@ -299,13 +299,16 @@ pub struct Begin {
     pub generation: Generation,
     /// Version of the policy set that decided.
     pub policy_version: u64,
-    /// The body, up to the capture limit.
+    /// The body; of one over the capture limit its beginning and its end ([`Cut`]).
     #[serde(skip)]
     pub body: Bytes,
     /// Length of the body on the wire, bytes.
     pub body_len: u64,
     /// Whether `body` is shorter than what crossed the wire.
     pub body_truncated: bool,
+    /// Where `body` was cut, if it holds the two ends of a longer one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_cut: Option<Cut>,
 }
 
 /// The response half of a turn, recorded when the exchange ended in whatever way.
@@ -327,13 +330,34 @@ pub struct Done {
     pub generation: Option<Generation>,
     /// How often the request was sent upstream.
     pub attempts: u32,
-    /// The body, up to the capture limit.
+    /// The body; of one over the capture limit its beginning and its end ([`Cut`]).
     #[serde(skip)]
     pub body: Bytes,
     /// Length of the body on the wire, bytes.
     pub body_len: u64,
     /// Whether `body` is shorter than what crossed the wire.
     pub body_truncated: bool,
+    /// Where `body` was cut, if it holds the two ends of a longer one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_cut: Option<Cut>,
+}
+
+/// A body of which only the two ends were kept: `body` is its first `head_bytes` bytes and then its
+/// last ones. Only the first part may be parsed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// Length of the beginning, bytes.
+    pub head_bytes: u64,
+    /// BLAKE3 of the whole body as it crossed the wire, 64 hex digits.
+    pub blake3: String,
+}
+
+impl Cut {
+    /// The part of `body` that may be parsed: all of it, or its beginning when it was cut.
+    pub fn readable(cut: Option<&Self>, body: &Bytes) -> Bytes {
+        let head = cut.and_then(|cut| usize::try_from(cut.head_bytes).ok());
+        body.slice(..head.map_or(body.len(), |head| head.min(body.len())))
+    }
 }
 
 /// A durable note that turns were not recorded.

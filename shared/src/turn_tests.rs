@@ -19,6 +19,7 @@ fn begin() -> Begin {
         body: Bytes::from_static(b"{\"messages\":[]}\x00\xff"),
         body_len: 17,
         body_truncated: false,
+        body_cut: None,
     }
 }
 
@@ -36,6 +37,7 @@ fn every_record_comes_back_as_it_was_written() {
         body: Bytes::from_static(b"data: [DONE]\n\n"),
         body_len: 14,
         body_truncated: true,
+        body_cut: None,
     };
     let gap = Gap { route: "chat".into(), reason: DropReason::QueueFull, count: 7, at_ms: 1 };
     for record in [Record::Begin(begin()), Record::Done(done), Record::Gap(gap)] {

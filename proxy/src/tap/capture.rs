@@ -1,18 +1,30 @@
 //! One body on its way past the tap.
 //!
-//! Bytes are copied into one vector that grows by doubling, so that a stream of 170-byte SSE chunks
-//! costs a handful of allocations and pins none of pingora's buffers. Past the cap of the policy,
-//! or when all captures together hold as much as they may, the rest is only counted.
+//! Bytes are copied into blocks, each a fraction of what is held already: a stream of 170-byte SSE
+//! chunks costs a handful of allocations, never moves what it has, wastes little, and pins none of
+//! pingora's buffers. A body over the cap of its policy, or one that finds the memory of all
+//! captures used up, keeps only its two ends, its length and its hash ([`super::ends`]).
 //!
-//! Invariant: `bytes` is always a prefix of what crossed the wire, and `len` is all of it.
+//! Invariant: what is kept is a prefix of what crossed the wire, or after a cut a prefix and a
+//! suffix; `len` is all of it; and a chunk allocates only when a block is full.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use hone_shared::turn::Cut;
 
-/// First allocation of a capture, bytes: one short SSE answer.
-const GROWTH_BYTES_MIN: usize = 8 << 10;
+use super::ends::Ends;
+
+/// Smallest block, bytes.
+const BLOCK_BYTES_MIN: usize = 2 << 10;
+/// Largest block, bytes.
+const BLOCK_BYTES_MAX: usize = 256 << 10;
+/// A new block is this part of what is held, so that at most as much is wasted.
+const BLOCK_PART: usize = 4;
+/// Most that is allocated on the word of a `Content-Length`, bytes: it costs a client nothing.
+const EXPECT_BYTES_MAX: usize = 64 << 10;
 
 /// What all captures in flight may hold together.
 #[derive(Debug)]
@@ -32,7 +44,8 @@ impl Budget {
         self.held.load(Ordering::Relaxed)
     }
 
-    fn take(&self, bytes: u64) -> bool {
+    fn take(&self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
         let before = self.held.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.max {
             self.held.fetch_sub(bytes, Ordering::Relaxed);
@@ -41,30 +54,38 @@ impl Budget {
         true
     }
 
-    fn give_back(&self, bytes: u64) {
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    fn give_back(&self, bytes: usize) {
+        self.held.fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 }
 
 /// A finished capture.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Captured {
-    /// A prefix of the body.
+    /// The body; of a cut one its beginning and its end.
     pub bytes: Bytes,
     /// Length of the whole body on the wire.
     pub len: u64,
-    /// Whether `bytes` is shorter than that.
+    /// Whether `bytes` is not the whole body.
     pub truncated: bool,
+    /// Where `bytes` was cut, and the hash of all of it.
+    pub cut: Option<Cut>,
 }
 
 /// A capture in progress.
 #[derive(Debug)]
 pub struct Capture {
-    bytes: Vec<u8>,
+    blocks: VecDeque<Vec<u8>>,
+    /// Bytes in `blocks`.
+    held: usize,
     len: u64,
     max: usize,
-    truncated: bool,
-    reserved: u64,
+    /// Part of the body never came past.
+    missing: bool,
+    /// Set once the body no longer fits.
+    ends: Option<Box<Ends>>,
+    /// What of the budget is ours.
+    reserved: usize,
     budget: Arc<Budget>,
 }
 
@@ -72,66 +93,140 @@ impl Capture {
     /// An empty capture that keeps at most `max` bytes and allocates nothing yet.
     pub fn new(budget: Arc<Budget>, max: u64) -> Self {
         let max = usize::try_from(max).unwrap_or(usize::MAX);
-        Self { bytes: Vec::new(), len: 0, max, truncated: false, reserved: 0, budget }
+        let blocks = VecDeque::new();
+        Self { blocks, held: 0, len: 0, max, missing: false, ends: None, reserved: 0, budget }
     }
 
-    /// Makes room for a body whose length is known, so that it is allocated once.
+    /// Makes room for a body whose length is known, so that a short one is allocated once.
     pub fn expect(&mut self, len: u64) {
-        let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.max);
-        self.make_room(len);
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.max).min(EXPECT_BYTES_MAX);
+        if self.blocks.is_empty() && len > 0 {
+            // Without it the body is allocated as it comes.
+            let _ = self.add_block(len);
+        }
     }
 
     /// Copies a chunk.
     pub fn push(&mut self, chunk: &[u8]) {
         self.len += chunk.len() as u64;
-        if self.truncated {
-            return;
+        if let Some(ends) = &mut self.ends {
+            ends.pass(chunk);
+        } else if chunk.len() > self.max - self.held || !self.keep(chunk) {
+            self.cut_short(chunk);
         }
-        let room = self.max - self.bytes.len();
-        let kept = chunk.len().min(room);
-        if !self.make_room(kept) {
-            self.truncated = true;
-            return;
-        }
-        self.bytes.extend_from_slice(&chunk[..kept]);
-        self.truncated = kept < chunk.len();
     }
 
     /// Forgets everything: the request is sent again and its body comes past once more.
     pub fn restart(&mut self) {
-        self.bytes.clear();
-        self.len = 0;
-        self.truncated = false;
+        self.blocks.clear();
+        self.budget.give_back(std::mem::take(&mut self.reserved));
+        (self.held, self.len, self.missing, self.ends) = (0, 0, false, None);
     }
 
     /// Notes that part of the body never came past.
     pub fn cut(&mut self) {
-        self.truncated = true;
+        self.missing = true;
     }
 
     /// Takes what was captured; the capture is empty afterwards and its memory is no longer counted
     /// here.
     pub fn take(&mut self) -> Captured {
-        let bytes = Bytes::from(std::mem::take(&mut self.bytes));
+        let (head, ends) = (self.held, self.ends.take().map(|ends| ends.finish()));
+        let cut = ends
+            .as_ref()
+            .map(|(_, hash)| Cut { head_bytes: head as u64, blake3: hash.to_hex().to_string() });
+        let tail = ends.map(|(tail, _)| tail).unwrap_or_default();
+        let bytes = self.join(&tail);
         self.budget.give_back(std::mem::take(&mut self.reserved));
-        Captured { bytes, len: self.len, truncated: self.truncated }
+        self.held = 0;
+        let truncated = self.missing || cut.is_some();
+        // The hash of a body that did not all come past would be the hash of something else.
+        let cut = if self.missing { None } else { cut };
+        Captured { bytes, len: self.len, truncated, cut }
     }
 
-    /// Whether `more` bytes fit, after growing if need be.
-    fn make_room(&mut self, more: usize) -> bool {
-        let needed = self.bytes.len() + more;
-        let capacity = self.bytes.capacity();
-        if needed <= capacity {
-            return true;
+    /// All blocks and `tail` in one piece; a single block is handed over as it is.
+    fn join(&mut self, tail: &[u8]) -> Bytes {
+        if self.blocks.len() <= 1 && tail.is_empty() {
+            return Bytes::from(self.blocks.pop_front().unwrap_or_default());
         }
-        let target = needed.max(capacity * 2).max(GROWTH_BYTES_MIN).min(self.max).max(needed);
-        let growth = (target - capacity) as u64;
-        if !self.budget.take(growth) {
-            return false;
+        let mut whole = Vec::with_capacity(self.held + tail.len());
+        // Each block is freed as soon as it is copied, so that a long body is not held twice.
+        while let Some(block) = self.blocks.pop_front() {
+            whole.extend_from_slice(&block);
         }
-        self.reserved += growth;
-        self.bytes.reserve_exact(target - self.bytes.len());
+        whole.extend_from_slice(tail);
+        Bytes::from(whole)
+    }
+
+    /// Copies a chunk that fits below the cap; `false`, and nothing is copied, when there is no
+    /// memory for it.
+    fn keep(&mut self, chunk: &[u8]) -> bool {
+        let spare = self.blocks.back().map_or(0, |last| last.capacity() - last.len());
+        let (first, rest) = chunk.split_at(chunk.len().min(spare));
+        let grown = (self.held / BLOCK_PART).clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX);
+        let room = self.max - self.held - first.len();
+        if !rest.is_empty() {
+            let last = self.blocks.len();
+            if !self.add_block(grown.min(room).max(rest.len())) {
+                return false;
+            }
+            if let Some(block) = self.blocks.get_mut(last) {
+                block.extend_from_slice(rest);
+            }
+            if let Some(block) = last.checked_sub(1).and_then(|at| self.blocks.get_mut(at)) {
+                block.extend_from_slice(first);
+            }
+        } else if let Some(block) = self.blocks.back_mut() {
+            block.extend_from_slice(first);
+        }
+        self.held += chunk.len();
         true
+    }
+
+    fn add_block(&mut self, bytes: usize) -> bool {
+        let taken = self.budget.take(bytes);
+        if taken {
+            self.reserved += bytes;
+            self.blocks.push_back(Vec::with_capacity(bytes));
+        }
+        taken
+    }
+
+    /// The body does not fit: from here on only its ends are kept. Once per body.
+    fn cut_short(&mut self, chunk: &[u8]) {
+        let (head_max, tail_max) = Ends::sizes(self.max);
+        let tail_max = if self.budget.take(tail_max) { tail_max } else { 0 };
+        let mut ends = Box::new(Ends::new(tail_max));
+        self.blocks.iter().for_each(|block| ends.pass(block));
+        ends.pass(chunk);
+        self.shorten(head_max);
+        let fill = head_max.saturating_sub(self.held).min(chunk.len());
+        if fill > 0 && !self.keep(&chunk[..fill]) {
+            tracing::debug!("no memory is left for the beginning of a body");
+        }
+        self.reserved += tail_max;
+        ends.begin_at(self.held as u64);
+        self.ends = Some(ends);
+    }
+
+    /// Frees what is held beyond `max` bytes.
+    fn shorten(&mut self, max: usize) {
+        while self.held > max {
+            let Some(mut last) = self.blocks.pop_back() else { return };
+            let over = (self.held - max).min(last.len());
+            self.held -= over;
+            self.reserved -= last.capacity();
+            self.budget.give_back(last.capacity());
+            if over < last.len() {
+                last.truncate(last.len() - over);
+                last.shrink_to_fit();
+                // It was ours a moment ago; at worst the budget is over by one block.
+                self.budget.held.fetch_add(last.capacity() as u64, Ordering::Relaxed);
+                self.reserved += last.capacity();
+                self.blocks.push_back(last);
+            }
+        }
     }
 }
 
@@ -142,73 +237,5 @@ impl Drop for Capture {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_are_joined_and_counted() {
-        let budget = Budget::new(1 << 20);
-        let mut capture = Capture::new(Arc::clone(&budget), 1 << 20);
-        (0..100).for_each(|_| capture.push(&[b'x'; 170]));
-        assert!(budget.held() >= 17_000);
-        let captured = capture.take();
-        assert_eq!(
-            (captured.bytes.len(), captured.len, captured.truncated),
-            (17_000, 17_000, false)
-        );
-        assert_eq!(budget.held(), 0, "handed over, so no longer counted");
-    }
-
-    #[test]
-    fn ten_thousand_chunks_cost_a_handful_of_allocations() {
-        let mut capture = Capture::new(Budget::new(1 << 30), 1 << 30);
-        let mut capacities = std::collections::BTreeSet::new();
-        for _ in 0..10_000 {
-            capture.push(&[b'x'; 170]);
-            capacities.insert(capture.bytes.capacity());
-        }
-        assert!(capacities.len() <= 10, "{capacities:?}");
-    }
-
-    #[test]
-    fn a_body_over_the_cap_keeps_its_beginning_and_its_length() {
-        let mut capture = Capture::new(Budget::new(1 << 20), 10);
-        capture.push(b"0123456");
-        capture.push(b"789abc");
-        capture.push(b"def");
-        let captured = capture.take();
-        assert_eq!(
-            captured,
-            Captured { bytes: Bytes::from("0123456789"), len: 16, truncated: true }
-        );
-    }
-
-    #[test]
-    fn a_body_of_exactly_the_cap_is_whole() {
-        let mut capture = Capture::new(Budget::new(1 << 20), 4);
-        capture.push(b"0123");
-        assert!(!capture.take().truncated);
-    }
-
-    #[test]
-    fn captures_share_one_budget_and_give_it_back() {
-        let budget = Budget::new(10_000);
-        let mut first = Capture::new(Arc::clone(&budget), 1 << 20);
-        first.push(&[1; 8192]);
-        let mut second = Capture::new(Arc::clone(&budget), 1 << 20);
-        second.push(&[2; 8192]);
-        assert!(second.take().truncated);
-        drop(first);
-        assert_eq!(budget.held(), 0);
-    }
-
-    #[test]
-    fn a_retry_starts_over() {
-        let mut capture = Capture::new(Budget::new(1 << 20), 4);
-        capture.push(b"lost!");
-        capture.restart();
-        capture.push(b"kept");
-        let captured = capture.take();
-        assert_eq!(captured, Captured { bytes: Bytes::from("kept"), len: 4, truncated: false });
-    }
-}
+#[path = "capture_tests.rs"]
+mod tests;

@@ -1,14 +1,15 @@
 //! The tap: copies the bytes of a turn as they pass, and hands them over.
 //!
-//! * [`capture`]: one body, up to a cap.
+//! * [`capture`]: one body, up to a cap. [`ends`]: what is left of one beyond it.
 //! * [`turn`]: the two halves of a turn and when each is handed over.
 //! * [`recorder`]: the way into the spool, and the books about every turn that did not get there.
 //!
 //! Invariant: the tap copies bytes. For a chunk it never parses, never locks, never awaits, and
-//! allocates only for the amortised growth of one vector. The spool's queue has a lock, which is
+//! allocates only when a block of its capture is full. The spool's queue has a lock, which is
 //! taken twice per turn, for the time of a push, and never across I/O.
 
 pub mod capture;
+pub mod ends;
 pub mod recorder;
 pub mod turn;
 

@@ -133,6 +133,10 @@ impl Tap {
     pub fn response_head(&mut self, head: &ResponseHeader) {
         self.status = head.status.as_u16();
         self.response_headers = headers::recorded_response(&head.headers);
+        let length = head.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok());
+        if let Some(length) = length.and_then(|text| text.parse().ok()) {
+            self.response.expect(length);
+        }
         let reported = head.headers.get(headers::GENERATION).and_then(|v| v.to_str().ok());
         self.reported = reported.and_then(|text| Generation::parse(text).ok());
     }
@@ -170,6 +174,7 @@ impl Tap {
                 body: body.bytes,
                 body_len: body.len,
                 body_truncated: body.truncated,
+                body_cut: body.cut,
             });
         }
         self.recorder.closed();
@@ -194,6 +199,7 @@ impl Tap {
             body: body.bytes,
             body_len: body.len,
             body_truncated: body.truncated,
+            body_cut: body.cut,
         });
     }
 

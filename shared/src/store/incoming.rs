@@ -14,7 +14,7 @@ use super::redacted::Redaction;
 use crate::link::{self, Chain, Entry, LinkKey};
 use crate::policy::RedactionPolicy;
 use crate::redact::{Counts, Side};
-use crate::turn::{Begin, Done, Generation, Headers, Outcome};
+use crate::turn::{Begin, Cut, Done, Generation, Headers, Outcome};
 use crate::wire::{self, RequestView, ResponseView};
 
 /// A turn that is ready to be inserted.
@@ -76,10 +76,12 @@ impl IngestTurn {
         let request_body = std::mem::take(&mut begin.body);
         let response_body = done.as_mut().map(|done| std::mem::take(&mut done.body));
         let coding = header(&begin.headers, "content-encoding");
-        let mut request = wire::parse_request(&begin.path, coding, &request_body).ok();
+        let readable = Cut::readable(begin.body_cut.as_ref(), &request_body);
+        let mut request = wire::parse_request(&begin.path, coding, &readable).ok();
         let mut response = done.as_ref().and_then(|done| {
             let stream = request.as_ref().is_some_and(|request| request.stream);
-            read_response(&begin.path, done, response_body.as_ref()?, stream)
+            let readable = Cut::readable(done.body_cut.as_ref(), response_body.as_ref()?);
+            read_response(&begin.path, done, &readable, stream)
         });
         let tenant = begin.tenant.clone();
         let mut flags = doubts(&begin, done.as_ref(), request.as_ref(), response.as_ref());
@@ -108,6 +110,10 @@ impl IngestTurn {
             }
             _ => None,
         };
+        note_cut(&mut begin.headers, begin.body_cut.as_ref());
+        if let Some(done) = &mut done {
+            note_cut(&mut done.headers, done.body_cut.as_ref());
+        }
         let session = named.map(|named| redaction.session(&key, named));
         let original = redaction.request(&mut begin, request.as_mut());
         redaction.response(done.as_mut(), response.as_mut());
@@ -153,6 +159,14 @@ impl IngestTurn {
 
 fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
     headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
+/// Where a body was cut and the hash of all of it, under a name that no client can send.
+fn note_cut(headers: &mut Headers, cut: Option<&Cut>) {
+    headers.extend(cut.map(|cut| {
+        let note = format!("head_bytes={} blake3={}", cut.head_bytes, cut.blake3);
+        ("x-hone-body-cut".to_owned(), note)
+    }));
 }
 
 fn read_response(path: &str, done: &Done, body: &Bytes, stream: bool) -> Option<ResponseView> {

@@ -25,6 +25,7 @@ pub fn begin(body: Vec<u8>) -> Begin {
         body_len: body.len() as u64,
         body: Bytes::from(body),
         body_truncated: false,
+        body_cut: None,
     }
 }
 
@@ -41,6 +42,7 @@ pub fn done(turn_id: TurnId, body: Vec<u8>) -> Done {
         body_len: body.len() as u64,
         body: Bytes::from(body),
         body_truncated: false,
+        body_cut: None,
     }
 }
 

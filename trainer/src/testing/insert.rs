@@ -46,6 +46,7 @@ fn turn(session: &str, messages: &[Value], answer: &str) -> (TurnId, IngestTurn)
         body_len: body.len() as u64,
         body: body.into_bytes().into(),
         body_truncated: false,
+        body_cut: None,
     };
     let body = json!({"id": "x", "object": "chat.completion", "model": "tiny",
         "choices": [{"index": 0, "finish_reason": "stop", "message": message("assistant", answer)}],
@@ -63,6 +64,7 @@ fn turn(session: &str, messages: &[Value], answer: &str) -> (TurnId, IngestTurn)
         body_len: body.len() as u64,
         body: body.into_bytes().into(),
         body_truncated: false,
+        body_cut: None,
     };
     (turn_id, IngestTurn::parse(&SECRET, begin, Some(done)))
 }
