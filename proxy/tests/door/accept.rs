@@ -60,7 +60,6 @@ fn targets(all: &mut Corpus) {
         "/v1/models/org%2Fname:tag",
         "/x?url=http://b/c?d=e",
         "http://a/v1/absolute",
-        "HTTP://A/v1/absolute?x",
     ] {
         all.get(&format!("target {target}"), target, "");
     }
