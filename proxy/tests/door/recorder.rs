@@ -116,12 +116,12 @@ fn complete(bytes: &[u8]) -> Option<(Arrived, usize)> {
 fn chunks(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let (mut body, mut at) = (Vec::new(), 0);
     loop {
-        let line_end = at + find(&bytes[at..], b"\r\n")?;
+        let line_end = at + find(bytes.get(at..)?, b"\r\n")?;
         let line = String::from_utf8_lossy(&bytes[at..line_end]).into_owned();
         let size = usize::from_str_radix(line.split(';').next()?.trim(), 16).ok()?;
         at = line_end + 2;
         if size == 0 {
-            let end = at + find(&bytes[at..], b"\r\n")? + 2;
+            let end = at + find(bytes.get(at..)?, b"\r\n")? + 2;
             return Some((body, end));
         }
         body.extend_from_slice(bytes.get(at..at + size)?);
