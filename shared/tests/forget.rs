@@ -108,18 +108,7 @@ impl Place {
     }
 
     fn judge(&self, turn: TurnId, child: TurnId, hint: &str) {
-        let row = VerdictRow {
-            turn_id: turn,
-            child,
-            verdict: -1,
-            source: "rule:correction".into(),
-            reason: format!("the user says {hint}"),
-            votes: json!([-1]),
-            hints: vec![hint.into()],
-            judge: "chat@1".into(),
-            judged_ms: 5,
-        };
-        assert!(self.store.insert_verdict(&row).unwrap());
+        assert!(self.store.insert_verdict(&verdict(turn, child, hint)).unwrap());
     }
 
     /// A promoted round that trained on `turns`, its files, and its generation on top of `parent`.
@@ -168,6 +157,20 @@ impl Place {
 
     fn hits(&self, text: &str) -> Vec<String> {
         hits(self.data.path(), text)
+    }
+}
+
+fn verdict(turn_id: TurnId, child: TurnId, hint: &str) -> VerdictRow {
+    VerdictRow {
+        turn_id,
+        child,
+        verdict: -1,
+        source: "rule:correction".into(),
+        reason: format!("the user says {hint}"),
+        votes: json!([-1]),
+        hints: vec![hint.into()],
+        judge: "chat@1".into(),
+        judged_ms: 5,
     }
 }
 
@@ -281,6 +284,8 @@ fn a_turn_whose_hint_is_forgotten_taints_what_it_taught() {
     assert_eq!(place.store.turn(first).unwrap().unwrap().messages.len(), 1, "it stays");
     assert_eq!(place.hits("AMYSECRET"), [""; 0]);
     assert!(place.store.first_forgotten(&[first]).unwrap().is_some());
+    let late = verdict(first, second, "AMYSECRET");
+    assert!(!place.store.insert_verdict(&late).unwrap(), "judged before, written after");
 }
 
 #[test]

@@ -186,3 +186,30 @@ fn a_route_that_is_gone_goes_through_every_redaction() {
     assert_eq!(names("chat"), ["secrets"]);
     assert_eq!(names("gone"), ["personal", "secrets"]);
 }
+
+#[test]
+#[ignore = "a measurement: run it alone, with --nocapture"]
+fn what_redaction_costs_per_turn_of_4_kib() {
+    let set = PolicySet::builtin().unwrap();
+    let prose = "It took 3 of us until 14:30 to find that the cache, not the network, was slow: \
+                 https://example.com/a?b=1 says so, e.g. in section 4.2. ";
+    let half = prose.repeat(16);
+    let (begin, done) = exchange(json!([user(&half)]), &half);
+    println!("{} bytes of bodies", begin.body.len() + done.body.len());
+    let none: [Arc<RedactionPolicy>; 0] = [];
+    for name in ["none", "secrets", "personal", "none"] {
+        let policy = set.redactions.get(name).map(std::slice::from_ref);
+        let turns = 2_000;
+        let since = std::time::Instant::now();
+        for _ in 0..turns {
+            let (begin, done) = (begin.clone(), done.clone());
+            let parsed =
+                IngestTurn::parse_redacted(&[7; 32], begin, Some(done), policy.unwrap_or(&none));
+            std::hint::black_box(parsed);
+        }
+        println!(
+            "{name}: {:.1} us per turn",
+            since.elapsed().as_secs_f64() * 1e6 / f64::from(turns)
+        );
+    }
+}

@@ -7,6 +7,7 @@ mod audit;
 mod bench;
 mod cli;
 mod demo;
+mod forget;
 mod logging;
 mod model;
 mod os;
@@ -47,6 +48,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rollback(args) => rollback::run(&args),
         Command::Route(args) => route::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Forget(args) => forget::run(&args),
         Command::Model(args) => model::run(args),
         Command::Policy(args) => policy::run(&args),
         Command::Proxy(args) => serve::proxy(args),

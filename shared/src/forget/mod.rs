@@ -1,8 +1,9 @@
 //! Erasure on demand: a session, a tenant, a turn or a text, wherever it is.
 //!
 //! ```text
-//! wait for the ingest ─► mark (one transaction) ─► taint generations, move aliases off, remove weights
-//!   ─► end and empty rounds ─► erase turns ─► overwrite the spool ─► rewrite the database ─► audit row
+//! wait for the ingest ─► mark (one transaction) ─► end and empty rounds
+//!   ─► taint generations, move aliases off, remove weights ─► erase turns
+//!   ─► overwrite the spool ─► rewrite the database ─► audit row
 //! ```
 //! Every step can be repeated; the marks say what is left to do. An erasure that was killed anywhere
 //! is finished by the next one, whatever that one asks for.
@@ -12,6 +13,7 @@
 
 mod report;
 mod rounds;
+mod subject;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -23,7 +25,8 @@ use crate::store::{Concerned, ForgetJob, Store, StoreError};
 use crate::turn::{Generation, TurnId};
 
 pub use crate::store::Subject;
-pub use report::{Plan, Report};
+pub use report::{Plan, Report, describe as describe_result};
+pub use subject::{SubjectError, TEXT_CHARS_MIN, of_key, of_tenant, of_text};
 
 /// Why an erasure is not finished. What was begun goes on with the next call.
 #[derive(Debug, thiserror::Error)]
@@ -221,11 +224,16 @@ fn retire(
 /// Rewrites the database until nothing deleted is left in its log.
 fn rewrite(store: &Store, options: &Options) -> Result<(), ForgetError> {
     let since = Instant::now();
-    while !store.vacuum()? {
+    loop {
+        match store.vacuum() {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) if error.is_passing() => tracing::debug!(%error, "trying again"),
+            Err(error) => return Err(error.into()),
+        }
         if since.elapsed() >= Duration::from_millis(options.wait_ms_max) {
             return Err(ForgetError::Busy);
         }
         std::thread::sleep(LOOK_EVERY);
     }
-    Ok(())
 }

@@ -67,3 +67,35 @@ impl Report {
         .to_string()
     }
 }
+
+/// A plan or a report, as JSON, in words.
+pub fn describe(result: &serde_json::Value) -> String {
+    let count = |key: &str| result[key].as_array().map_or(0, Vec::len);
+    let number = |key: &str| result[key].as_u64().unwrap_or(0);
+    let done = result.get("erased").is_some();
+    let mut text = format!(
+        "{} of this {}: {} turns, {} verdicts from them, {} rounds\n",
+        if done { "forgotten" } else { "would forget" },
+        result["kind"].as_str().unwrap_or_default(),
+        count("turns"),
+        count("hinted"),
+        count("rounds"),
+    );
+    let tainted = if done { "newly_tainted" } else { "tainted" };
+    for generation in result[tainted].as_array().into_iter().flatten() {
+        text += &format!("tainted: {}\n", generation.as_str().unwrap_or_default());
+    }
+    let moves = if done { "moved" } else { "aliases" };
+    for step in result[moves].as_array().into_iter().flatten() {
+        let part = |key: &str| step[key].as_str().unwrap_or_default().to_owned();
+        text += &format!("alias {}: {} → {}\n", part("alias"), part("from"), part("to"));
+    }
+    if number("in_flight") + number("not_stored") > 0 {
+        text += &format!(
+            "note: {} turns are in flight and {} not stored yet: run this again when they are\n",
+            number("in_flight"),
+            number("not_stored"),
+        );
+    }
+    text
+}

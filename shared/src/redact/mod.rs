@@ -5,7 +5,7 @@
 //! the original, so that links survive; only the redacted text is stored.
 //!
 //! ```text
-//! text ─► prefilter (digits, @, :) ─► candidates of each rule ─► checksum, shape, surroundings ─► replaced
+//! text ─► prefilter (digits, @, :) ─► candidates ─► checksum, shape, surroundings ─► replaced
 //! ```
 //! Rules act one after the other, in the order of the file. Everything runs in time linear in the
 //! text: candidates come from the `regex` crate, checks look at a bounded piece.

@@ -10,7 +10,15 @@ use super::shape::{Needs, Shape, after, before};
 
 /// Keys whose shape says who issued them.
 pub(super) fn api_keys() -> Result<Vec<Shape>, String> {
-    const SHAPES: &str = r"(?-u)(?:sk-[A-Za-z0-9_-]{20,400}|(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,250}|gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255}|glpat-[A-Za-z0-9_-]{20,100}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,400}|xox[abeoprs]-[A-Za-z0-9-]{10,250}|hf_[A-Za-z0-9]{30,60}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,400}|SG\.[A-Za-z0-9_-]{16,40}\.[A-Za-z0-9_-]{16,80}|dop_v1_[a-f0-9]{64}|gsk_[A-Za-z0-9]{40,80}|xai-[A-Za-z0-9]{40,100}|r8_[A-Za-z0-9]{30,60})";
+    const SHAPES: &str = concat!(
+        r"(?-u)(?:sk-[A-Za-z0-9_-]{20,400}|(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,250}|",
+        r"gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255}|",
+        r"glpat-[A-Za-z0-9_-]{20,100}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}|",
+        r"ya29\.[A-Za-z0-9_-]{20,400}|xox[abeoprs]-[A-Za-z0-9-]{10,250}|",
+        r"hf_[A-Za-z0-9]{30,60}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,400}|",
+        r"SG\.[A-Za-z0-9_-]{16,40}\.[A-Za-z0-9_-]{16,80}|dop_v1_[a-f0-9]{64}|",
+        r"gsk_[A-Za-z0-9]{40,80}|xai-[A-Za-z0-9]{40,100}|r8_[A-Za-z0-9]{30,60})",
+    );
     Ok(vec![Shape::new(Needs::default(), SHAPES, api_key)?])
 }
 
@@ -23,8 +31,13 @@ pub(super) fn jwts() -> Result<Vec<Shape>, String> {
 
 /// PEM private keys, also those whose end was cut off.
 pub(super) fn private_keys() -> Result<Vec<Shape>, String> {
-    let whole = r"(?s-u:-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[ -~\s]*?-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)";
-    let cut = r"(?s-u:-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\\\s:,-]*)";
+    let whole = concat!(
+        r"(?s-u:-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[ -~\s]*?-----END [",
+        r"A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)",
+    );
+    let cut = concat!(
+        r"(?s-u:-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\\\s:,-]*)",
+    );
     let needs = Needs::default();
     Ok(vec![
         Shape::new(needs, whole, |_, found| Some(found))?,
@@ -34,11 +47,23 @@ pub(super) fn private_keys() -> Result<Vec<Shape>, String> {
 
 /// Secrets by where they stand: after a name, in a header, in a URL.
 pub(super) fn credentials() -> Result<Vec<Shape>, String> {
-    const NAMED: &str = r#"(?i-u)(?:api[_-]?key|apikey|x-goog-api-key|access[_-]?key(?:[_-]?id)?|secret(?:[_-]?(?:access[_-]?)?key)?|client[_-]?secret|auth[_-]?token|access[_-]?token|refresh[_-]?token|id[_-]?token|bearer[_-]?token|token|password|passwd|passphrase|pwd)\\{0,2}["']?\s{0,3}(?:=>|:=|=|:)\s{0,3}\\{0,2}["']?[!#-%*+\-./0-9:=?@A-Z^_a-z|~]{8,400}"#;
+    const NAMED: &str = concat!(
+        r#"(?i-u)(?:api[_-]?key|apikey|x-goog-api-key|access[_-]?key(?:[_-]?id)?|"#,
+        r#"secret(?:[_-]?(?:access[_-]?)?key)?|client[_-]?secret|auth[_-]?token|"#,
+        r#"access[_-]?token|refresh[_-]?token|id[_-]?token|bearer[_-]?token|token|"#,
+        r#"password|passwd|passphrase|pwd)\\{0,2}["']?\s{0,3}(?:=>|:=|=|"#,
+        r#":)\s{0,3}\\{0,2}["']?[!#-%*+\-./0-9:=?@A-Z^_a-z|~]{8,400}"#,
+    );
     const HEADER: &str = r#"(?i-u)(?:bearer|basic)\s{1,3}[A-Za-z0-9._~+/=-]{12,2000}"#;
     const COOKIE: &str = r#"(?i-u)(?:set-)?cookie["']?\s{0,2}:\s{0,2}["']?[ !#-&(-~]{8,2000}"#;
-    const QUERY: &str = r"(?i-u)[?&](?:key|sig|signature|api[_-]?key|token|access_token|code|x-amz-signature)=[!-%'-~]{8,400}";
-    const USERINFO: &str = r#"(?i-u)[a-z][a-z0-9+.-]{1,20}://[!#-&(-.0-9;=?A-Z\[-~]{0,100}:[!#-&(-.0-9:;=?A-Z\[-~]{1,200}@"#;
+    const QUERY: &str = concat!(
+        r"(?i-u)[?&](?:key|sig|signature|api[_-]?key|token|access_token|code|",
+        r"x-amz-signature)=[!-%'-~]{8,400}",
+    );
+    const USERINFO: &str = concat!(
+        r#"(?i-u)[a-z][a-z0-9+.-]{1,20}://[!#-&(-.0-9;=?A-Z\[-~]{0,100}:[!#-&(-.0-9:;=?A-"#,
+        r#"Z\[-~]{1,200}@"#,
+    );
     let colon = Needs { colons: 1, ..Needs::default() };
     Ok(vec![
         Shape::new(Needs::default(), NAMED, named)?,

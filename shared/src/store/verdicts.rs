@@ -5,6 +5,7 @@
 use rusqlite::{OptionalExtension, Row, params};
 use serde_json::Value;
 
+use super::forget::is_forgotten;
 use super::{Result, Store, StoreError, StoredTurn, parse, parse_json};
 use crate::turn::TurnId;
 
@@ -77,7 +78,7 @@ impl Raw {
 }
 
 impl Store {
-    /// Records a verdict. `false`: one stands already, or the turn was judged from nothing that is
+    /// Records a verdict. `false`: one stands already, the turn or its child was forgotten, or the turn was judged from nothing that is
     /// stored.
     pub fn insert_verdict(&self, row: &VerdictRow) -> Result<bool> {
         let write = self.write()?;
@@ -88,6 +89,10 @@ impl Store {
             .optional()?;
         let missing = || StoreError::Missing { what: "turn", id: row.turn_id.to_string() };
         let id = id.ok_or_else(missing)?;
+        // Judged before it was forgotten, written after: its words must not come back.
+        if is_forgotten(&write, row.turn_id, false)? || is_forgotten(&write, row.child, false)? {
+            return Ok(false);
+        }
         let new = write.execute(
             "INSERT INTO verdicts
              (turn, child, verdict, source, reason, votes, hints, judge, judged_ms)
