@@ -34,6 +34,11 @@ fn recorded_in_request(name: &str) -> bool {
             | "x-client-request-id"
             | "x-claude-code-session-id"
             | "x-openwebui-chat-id"
+            | "x-openclaw-session-key"
+            | "x-litellm-session-id"
+            | "helicone-session-id"
+            | "conversation-id"
+            | "x-thread-id"
             | "x-openwebui-message-id"
             | "conversation_id"
             | "x-conversation-id"
@@ -44,6 +49,8 @@ fn recorded_in_request(name: &str) -> bool {
             | "tracestate"
             | "openai-organization"
             | "openai-project"
+            | "anthropic-version"
+            | "anthropic-beta"
             | "x-stainless-retry-count"
             | "x-stainless-lang"
             | "x-stainless-package-version"
@@ -59,6 +66,7 @@ fn recorded_in_response(name: &str) -> bool {
         "content-type"
             | "content-encoding"
             | "x-request-id"
+            | "request-id"
             | "openai-processing-ms"
             | "openai-version"
             | "retry-after"
@@ -149,6 +157,7 @@ fn text(value: &HeaderValue) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hone_shared::link::HEADERS_READ;
 
     fn request(pairs: &[(&'static str, &'static str)]) -> RequestHeader {
         let mut request = RequestHeader::build("POST", b"/v1/chat/completions", None).unwrap();
@@ -156,6 +165,16 @@ mod tests {
             request.append_header(*name, *value).unwrap();
         }
         request
+    }
+
+    #[test]
+    fn every_header_that_linking_reads_is_recorded_and_none_of_them_is_a_secret() {
+        for name in HEADERS_READ {
+            let asked = request(&[(name, "1")]);
+            let recorded = recorded_request(&asked.headers);
+            assert_eq!(recorded, [(name.to_owned(), "1".to_owned())]);
+            assert!(!SECRETS.contains(&name), "{name}");
+        }
     }
 
     #[test]

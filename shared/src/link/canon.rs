@@ -15,7 +15,7 @@ use serde_json::Value;
 
 /// Keys that never take part in linking.
 /// They come with an answer and are sent back by some clients only.
-const IGNORED: [&str; 11] = [
+const IGNORED: [&str; 12] = [
     "reasoning",
     "reasoning_content",
     "thinking",
@@ -23,13 +23,12 @@ const IGNORED: [&str; 11] = [
     "items",
     "item_ids",
     "phase",
+    "instructions",
     "annotations",
     "logprobs",
     "cache_control",
     "index",
 ];
-/// Text compared by [`similarity`], bytes of each side.
-const SIMILARITY_BYTES_MAX: usize = 64 * 1024;
 
 /// The canonical bytes of a message.
 pub fn canon(message: &Value) -> Vec<u8> {
@@ -52,6 +51,10 @@ pub fn canon(message: &Value) -> Vec<u8> {
             },
             ("tool_calls", Value::Array(calls)) => {
                 calls.iter().for_each(|call| put(&mut out, "call", &canon_call(call)));
+            }
+            // A spoken answer is sent back by its id only.
+            ("audio", Value::Object(audio)) => {
+                put(&mut out, "audio", json(audio.get("id").unwrap_or(&Value::Null)).as_bytes());
             }
             ("function_call", _) => put(&mut out, "function_call", &canon_function(value)),
             _ => put(&mut out, key, json(value).as_bytes()),
@@ -99,33 +102,6 @@ pub fn fold(text: &str) -> String {
         folded.push_str(word);
     }
     folded
-}
-
-/// How alike two folded texts are, 0 to 1: the Dice coefficient of their character trigrams. Equal
-/// texts give 1.
-pub fn similarity(a: &str, b: &str) -> f64 {
-    if a == b {
-        return 1.0;
-    }
-    let grams = |text: &str| {
-        let clipped =
-            (0..=text.len().min(SIMILARITY_BYTES_MAX)).rev().find_map(|at| text.get(..at));
-        let chars: Vec<char> = clipped.unwrap_or_default().chars().collect();
-        let mut counts: BTreeMap<[char; 3], usize> = BTreeMap::new();
-        for gram in chars.windows(3) {
-            if let &[x, y, z] = gram {
-                *counts.entry([x, y, z]).or_default() += 1;
-            }
-        }
-        counts
-    };
-    let (a, b) = (grams(a), grams(b));
-    let total: usize = a.values().sum::<usize>() + b.values().sum::<usize>();
-    if total == 0 {
-        return 0.0;
-    }
-    let shared: usize = a.iter().map(|(gram, n)| b.get(gram).map_or(0, |m| *n.min(m))).sum();
-    2.0 * shared as f64 / total as f64
 }
 
 fn canon_call(call: &Value) -> Vec<u8> {

@@ -1,13 +1,13 @@
-//! Keyed chains over canonical messages, and what is indexed for a stored turn.
+//! Keyed chains over canonical messages.
 //!
 //! Invariant: every hash is keyed by tenant and tagged by purpose; equal hashes of different
 //! tenants, routes or kinds do not occur.
 
 use serde_json::Value;
 
-use super::canon::{canon, canon_loose, loose_text};
-use super::{ASSISTANT_CHARS_MIN, Entry, Hash, HashKind, TOOL_CALL_ENTROPY_BITS_MIN};
-use crate::wire::Choice;
+use super::Hash;
+use super::canon::{canon, canon_loose};
+use crate::wire::Named;
 
 /// A tenant's key. Rotating the secret begins a new epoch: older turns are no longer found.
 #[derive(Clone)]
@@ -32,9 +32,14 @@ impl LinkKey {
     }
 
     /// A stable name for something that must not be stored itself: 16 hex digits, keyed by tenant.
-    pub(crate) fn pseudonym(&self, text: &str) -> String {
+    pub fn pseudonym(&self, text: &str) -> String {
         let hash = self.hash("pseudonym", &[text.as_bytes()]);
         hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The hash of an id that the engine gave, as requests name it.
+    pub fn named(&self, id: &str) -> Hash {
+        self.hash("named", &[id.as_bytes()])
     }
 
     /// A keyed 128-bit hash of length-prefixed parts.
@@ -57,86 +62,76 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Hashes every prefix of the messages.
-    pub fn of(key: &LinkKey, route: &str, messages: &[Value]) -> Self {
-        Self::build(key, "chain", route, messages, |message| Some(canon(message)))
-    }
-
-    /// The same over loose forms; a message that has none keeps the hash before it.
-    pub(super) fn loose(key: &LinkKey, route: &str, messages: &[Value]) -> Self {
-        Self::build(key, "loose", route, messages, canon_loose)
-    }
-
-    /// The same over loose forms of the messages that are no answers.
-    pub(super) fn skeleton(key: &LinkKey, route: &str, messages: &[Value]) -> Self {
-        let form =
-            |message: &Value| if is_assistant(message) { None } else { canon_loose(message) };
-        Self::build(key, "skeleton", route, messages, form)
-    }
-
-    fn build(
-        key: &LinkKey,
-        purpose: &str,
-        route: &str,
-        messages: &[Value],
-        form: impl Fn(&Value) -> Option<Vec<u8>>,
-    ) -> Self {
-        let mut last = key.hash(purpose, &[b"v1", route.as_bytes()]);
-        let mut prefixes = Vec::with_capacity(messages.len() + 1);
-        prefixes.push(last);
-        for message in messages {
-            if let Some(bytes) = form(message) {
-                last = step(key, purpose, &last, &bytes);
-            }
-            prefixes.push(last);
-        }
-        Self { prefixes }
-    }
-
     /// The hash of all messages.
     pub fn last(&self) -> Hash {
         self.prefixes.last().copied().unwrap_or_default()
     }
+
+    /// The hash of the first `len` messages.
+    pub(super) fn of_first(&self, len: usize) -> Option<&Hash> {
+        self.prefixes.get(len)
+    }
 }
 
-fn step(key: &LinkKey, purpose: &str, before: &Hash, message: &[u8]) -> Hash {
+/// All chains of a conversation, computed in one pass over its messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// Over the canonical forms.
+    pub exact: Chain,
+    /// Over the loose forms; a message that has none keeps the hash before it.
+    pub loose: Chain,
+    /// Over the loose forms of the messages that are no answers.
+    pub skeleton: Chain,
+}
+
+impl History {
+    /// Hashes every prefix of the messages. History that is only named is part of what comes before
+    /// the first: "yes" to one response is not "yes" to another.
+    pub fn of(key: &LinkKey, route: &str, named: &Named, messages: &[Value]) -> Self {
+        let names = names(named, messages);
+        let begin = |purpose: &str| {
+            let mut parts = vec![&b"v1"[..], route.as_bytes()];
+            parts.extend(names.iter().map(String::as_bytes));
+            let mut prefixes = Vec::with_capacity(messages.len() + 1);
+            prefixes.push(key.hash(purpose, &parts));
+            Chain { prefixes }
+        };
+        let (mut exact, mut loose) = (begin("chain"), begin("loose"));
+        let mut skeleton = begin("skeleton");
+        for message in messages {
+            exact.prefixes.push(step(key, "chain", &exact.last(), &canon(message)));
+            let form = canon_loose(message).map(|bytes| key.hash("message", &[&bytes]));
+            let add = |chain: &mut Chain, purpose: &str, form: Option<&Hash>| {
+                let before = chain.last();
+                chain.prefixes.push(form.map_or(before, |f| key.hash(purpose, &[&before, f])));
+            };
+            add(&mut loose, "loose", form.as_ref());
+            add(&mut skeleton, "skeleton", form.as_ref().filter(|_| !is_assistant(message)));
+        }
+        Self { exact, loose, skeleton }
+    }
+}
+
+/// What a request names, as parts of a hash.
+fn names(named: &Named, messages: &[Value]) -> Vec<String> {
+    if !named.is_any() {
+        return Vec::new();
+    }
+    let ids = messages.iter().flat_map(references);
+    let stated = [&named.response, &named.conversation].into_iter();
+    stated.map(|id| id.clone().unwrap_or_default()).chain(ids.map(str::to_owned)).collect()
+}
+
+/// Ids of the items that stand in a message by their ids only.
+pub(super) fn references(message: &Value) -> impl Iterator<Item = &str> {
+    let items = message.get("items").and_then(Value::as_array).into_iter().flatten();
+    let named = items.filter(|i| i.get("type").and_then(Value::as_str) == Some("item_reference"));
+    named.filter_map(|item| item.get("id").and_then(Value::as_str))
+}
+
+pub(super) fn step(key: &LinkKey, purpose: &str, before: &Hash, message: &[u8]) -> Hash {
     let message = key.hash("message", &[message]);
     key.hash(purpose, &[before, &message])
-}
-
-/// The chain past an answer: `c_k` is the last prefix of the prompt's [`Chain`]. A request that
-/// continues this answer has the same hash as its prefix.
-pub fn out_hash(key: &LinkKey, c_k: &Hash, answer: &Value) -> Hash {
-    step(key, "chain", c_k, &canon(answer))
-}
-
-/// What to index for a turn, so that later requests find it. Sorted, without duplicates.
-pub fn entries(key: &LinkKey, route: &str, messages: &[Value], choices: &[Choice]) -> Vec<Entry> {
-    let chain = Chain::of(key, route, messages);
-    let loose = Chain::loose(key, route, messages);
-    let skeleton = Chain::skeleton(key, route, messages);
-    let mut found = vec![
-        Entry { kind: HashKind::Prompt, hash: chain.last(), choice: 0 },
-        Entry { kind: HashKind::Skeleton, hash: skeleton.last(), choice: 0 },
-    ];
-    for Choice { index: choice, message, .. } in choices {
-        let mut add = |kind, hash| found.push(Entry { kind, hash, choice: *choice });
-        add(HashKind::Out, out_hash(key, &chain.last(), message));
-        if let Some(bytes) = canon_loose(message) {
-            add(HashKind::LooseOut, step(key, "loose", &loose.last(), &bytes));
-        }
-        if let Some(hash) = assistant_hash(key, message) {
-            add(HashKind::Assistant, hash);
-        }
-        for id in call_ids(message) {
-            if let Some(hash) = call_hash(key, id) {
-                add(HashKind::ToolCall, hash);
-            }
-        }
-    }
-    found.sort_unstable();
-    found.dedup();
-    found
 }
 
 /// Whether a message is an answer.
@@ -144,39 +139,7 @@ pub(super) fn is_assistant(message: &Value) -> bool {
     message.get("role").and_then(Value::as_str) == Some("assistant")
 }
 
-/// The hash of an answer by itself; `None` when it is too short to say which turn it is.
-pub(super) fn assistant_hash(key: &LinkKey, message: &Value) -> Option<Hash> {
-    let long_enough = loose_text(message).chars().count() >= ASSISTANT_CHARS_MIN;
-    let bytes = canon_loose(message).filter(|_| long_enough)?;
-    Some(key.hash("assistant", &[&bytes]))
-}
-
-/// The hash of a tool call's id; `None` when it is too predictable to say which turn it is.
-pub(super) fn call_hash(key: &LinkKey, id: &str) -> Option<Hash> {
-    let random = tool_call_entropy_bits(id) >= TOOL_CALL_ENTROPY_BITS_MIN;
-    random.then(|| key.hash("tool call", &[id.as_bytes()]))
-}
-
-fn call_ids(message: &Value) -> impl Iterator<Item = &str> {
-    let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
-    calls.filter_map(|call| call.get("id").and_then(Value::as_str))
-}
-
-/// A cautious estimate of an id's entropy, bits: the part after the last `_` or of a UUID, at the
-/// bits per character of its alphabet (10, 16 or 62) or of the characters that it really uses,
-/// whichever is less.
-pub fn tool_call_entropy_bits(id: &str) -> f64 {
-    let is_uuid = id.len() >= 36 && id.matches('-').count() >= 4;
-    let random = if is_uuid { id } else { id.rsplit(['_', '-']).next().unwrap_or_default() };
-    let chars: Vec<char> = random.chars().filter(char::is_ascii_alphanumeric).collect();
-    let distinct: std::collections::BTreeSet<char> = chars.iter().copied().collect();
-    let alphabet: f64 = if distinct.iter().all(char::is_ascii_digit) {
-        10.0
-    } else if distinct.iter().all(char::is_ascii_hexdigit) {
-        16.0
-    } else {
-        62.0
-    };
-    let used = distinct.len().max(1) as f64;
-    chars.len() as f64 * alphabet.log2().min(used.log2())
+/// How many messages at the beginning are instructions of this request alone.
+pub(super) fn instructions(messages: &[Value]) -> usize {
+    messages.iter().take_while(|message| message.get("instructions").is_some()).count()
 }

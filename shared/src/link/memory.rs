@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use super::{Answers, Candidate, Entry, Hash, HashKind, Link, LinkIndex, Resolution};
+use super::{Answers, Candidate, Entry, Hash, HashKind, Incoming, Link, LinkIndex, Resolution};
 use crate::turn::TurnId;
 
 #[derive(Debug, Clone)]
@@ -14,6 +14,8 @@ struct Turn {
     session_id: String,
     parent: Option<(TurnId, u32)>,
     started_ms: i64,
+    person: String,
+    client: String,
     answers: Answers,
 }
 
@@ -28,15 +30,21 @@ impl MemoryIndex {
     /// Stores a turn as resolved, with its entries.
     pub fn insert(
         &mut self,
-        turn_id: TurnId,
-        started_ms: i64,
+        incoming: &Incoming<'_>,
         resolution: &Resolution,
         answers: Answers,
         entries: &[Entry],
     ) {
-        let parent = resolution.link.as_ref().map(|Link { parent, choice, .. }| (*parent, *choice));
-        let session_id = resolution.session_id.clone();
-        self.turns.insert(turn_id, Turn { session_id, parent, started_ms, answers });
+        let turn_id = incoming.turn_id;
+        let turn = Turn {
+            session_id: resolution.session_id.clone(),
+            parent: resolution.link.as_ref().map(|Link { parent, choice, .. }| (*parent, *choice)),
+            started_ms: incoming.started_ms,
+            person: incoming.person.to_owned(),
+            client: incoming.client.to_owned(),
+            answers,
+        };
+        self.turns.insert(turn_id, turn);
         for entry in entries {
             let rows = self.entries.entry((entry.kind, entry.hash)).or_default();
             rows.push((turn_id, entry.choice));
@@ -65,6 +73,9 @@ impl LinkIndex for MemoryIndex {
                 parent: turn.parent,
                 children: u32::try_from(children).unwrap_or(u32::MAX),
                 started_ms: turn.started_ms,
+                outcome: turn.answers.outcome,
+                person: turn.person.clone(),
+                client: turn.client.clone(),
             })
         };
         let mut found: Vec<Candidate> = rows.filter_map(candidate).collect();

@@ -3,7 +3,8 @@
 //! Every message has a canonical form ([`canon`]); a tenant's keyed BLAKE3 chains those hashes
 //! ([`Chain`]). When a turn is stored, [`entries`] says what to index: the chain past each of its
 //! answers, and looser keys for clients that change the history. A new request then probes its own
-//! prefixes ([`resolve`]). Algorithm: `reference/proxy.md` §4.2.
+//! prefixes ([`resolve`]). What was named and not sent is found by the engine's ids. Retries are
+//! told from regenerations: a retry is no new branch.
 //!
 //! ```text
 //! c_0 = K(route)    c_i = K(c_{i-1} | K(canon(m_i)))
@@ -14,24 +15,32 @@
 
 mod canon;
 mod chain;
+mod choose;
+mod compacted;
+mod entries;
+mod kinds;
 mod memory;
 mod resolve;
 mod session;
+mod similar;
 
-use std::fmt;
-use std::str::FromStr;
+use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::turn::{Outcome, TurnId};
-use crate::wire::Choice;
+use crate::wire::{Choice, Named};
 
-pub use canon::{canon, fold, loose_text, similarity};
-pub use chain::{Chain, LinkKey, entries, out_hash, tool_call_entropy_bits};
+pub use canon::{canon, fold, loose_text};
+pub use chain::{Chain, History, LinkKey};
+pub use entries::{entries, tool_call_entropy_bits};
+pub use kinds::{HashKind, LinkKind, UnknownLinkKind};
 pub use memory::MemoryIndex;
 pub use resolve::resolve;
-pub use session::{explicit_session, header_session};
+pub use session::{
+    HEADERS_READ, explicit_session, header_session, idempotency_key, is_retry, person,
+};
+pub use similar::similarity;
 
 /// A keyed 128-bit hash.
 pub type Hash = [u8; 16];
@@ -48,88 +57,14 @@ pub const TRUNCATED_AGE_MS_MAX: i64 = 24 * 3600 * 1000;
 pub const ASSISTANT_CHARS_MIN: usize = 32;
 /// Least entropy, in bits, of a tool call id that identifies a turn by itself.
 pub const TOOL_CALL_ENTROPY_BITS_MIN: f64 = 64.0;
+/// Shortest summary, in characters after folding, that is looked for in a request that lost its
+/// history.
+pub const SUMMARY_CHARS_MIN: usize = 200;
+/// How long after a turn the same prompt may still be a retry of it, milliseconds: three attempts
+/// of a client that waits ten minutes for each fit in.
+pub const RETRY_AGE_MS_MAX: i64 = 3600 * 1000;
 /// Least similarity of an edited answer to the one that was given.
 pub const SIMILARITY_MIN: f64 = 0.9;
-
-/// How a parent was found, surest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LinkKind {
-    /// The history up to and with the answer is the same.
-    Exact,
-    /// A tool result names a call that the parent made.
-    ToolCallId,
-    /// The same but for white space, system messages and unknown keys; or the answer is the part of
-    /// an aborted one.
-    Loose,
-    /// The user's messages are the same and the answer is at least 90 % similar.
-    Edited,
-    /// The history was cut at its beginning; the last answer is the parent's.
-    Truncated,
-}
-
-impl LinkKind {
-    /// All kinds, surest first.
-    pub const ALL: &'static [Self] =
-        &[Self::Exact, Self::ToolCallId, Self::Loose, Self::Edited, Self::Truncated];
-
-    /// The word as it stands in tables and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::ToolCallId => "tool_call_id",
-            Self::Loose => "loose",
-            Self::Edited => "edited",
-            Self::Truncated => "truncated",
-        }
-    }
-}
-
-impl fmt::Display for LinkKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// The text names no [`LinkKind`].
-#[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not a link kind (exact, tool_call_id, loose, edited, truncated)")]
-pub struct UnknownLinkKind(pub String);
-
-impl FromStr for LinkKind {
-    type Err = UnknownLinkKind;
-
-    fn from_str(text: &str) -> Result<Self, UnknownLinkKind> {
-        let found = Self::ALL.iter().find(|kind| kind.as_str() == text);
-        found.copied().ok_or_else(|| UnknownLinkKind(text.chars().take(40).collect()))
-    }
-}
-
-/// What an indexed hash stands for. The number is its column value in the store and never changes
-/// its meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum HashKind {
-    /// The chain past an answer: one per choice.
-    Out = 1,
-    /// The same over folded text, without system messages: one per choice.
-    LooseOut = 2,
-    /// The chain over the prompt without assistant and system messages: one per turn, choice 0.
-    Skeleton = 3,
-    /// The folded answer alone, when it is long enough: one per choice.
-    Assistant = 4,
-    /// An id of a tool call, when it is random enough: one per call.
-    ToolCall = 5,
-    /// The whole prompt's chain: one per turn, choice 0. Finds retries and regenerations.
-    Prompt = 6,
-}
-
-impl HashKind {
-    /// The column value.
-    pub fn number(self) -> u8 {
-        self as u8
-    }
-}
 
 /// One row to index for a stored turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,6 +92,12 @@ pub struct Candidate {
     pub children: u32,
     /// When the turn began, milliseconds since 1970.
     pub started_ms: i64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Pseudonym of the person that the client named; empty when none.
+    pub person: String,
+    /// Keyed hash of the client's address and user agent; empty when unknown.
+    pub client: String,
 }
 
 /// What a stored turn answered; needed only when the text was changed by the client.
@@ -197,14 +138,24 @@ pub struct Incoming<'a> {
     pub turn_id: TurnId,
     /// When it began, milliseconds since 1970.
     pub started_ms: i64,
-    /// The route that it took.
-    pub route: &'a str,
     /// Its messages, oldest first, as they were sent.
     pub messages: &'a [Value],
     /// The same messages as they are stored (redacted): what is compared with stored answers.
     pub shown: &'a [Value],
+    /// The hashes of the messages as they were sent.
+    pub history: &'a History,
+    /// What of the history the request only names.
+    pub named: &'a Named,
     /// What [`explicit_session`] found.
     pub explicit_session: Option<&'a str>,
+    /// [`LinkKey::pseudonym`] of what [`person`] found; empty when nothing.
+    pub person: &'a str,
+    /// Keyed hash of the client's address and user agent; empty when unknown.
+    pub client: &'a str,
+    /// Whether the client says that it sends the request again ([`is_retry`]).
+    pub retry: bool,
+    /// What [`idempotency_key`] found.
+    pub idempotency_key: Option<&'a str>,
 }
 
 /// The parent of a request.
@@ -221,8 +172,11 @@ pub struct Link {
     /// How many turns matched equally well.
     pub candidates: u32,
     /// Index in the request's messages of the parent's answer. The next state is everything after
-    /// it.
+    /// it. Where `restores` is set, the answer is the last message of what is restored.
     pub answer_at: usize,
+    /// The messages that the parent's own history, with its answer, takes the place of: the request
+    /// only names it. `None` when the request brings its history.
+    pub restores: Option<Range<usize>>,
 }
 
 /// Where a request belongs.
@@ -233,7 +187,9 @@ pub struct Resolution {
     pub session_id: String,
     /// The parent; `None` for a root.
     pub link: Option<Link>,
-    /// The newest earlier turn with the very same prompt: this one is a retry (if that one did not
-    /// complete) or a regeneration of it.
+    /// The newest earlier turn with the very same prompt: this one is a retry or a regeneration of
+    /// it.
     pub repeat_of: Option<TurnId>,
+    /// Whether the same request was sent before: the client says so, or that one did not complete.
+    pub retry: bool,
 }

@@ -20,3 +20,5 @@ pub const BODY_WITHHELD: u32 = 1 << 16;
 pub const FORGOTTEN: u32 = 1 << 17;
 /// The proxy or the spool lost the response.
 pub const RESPONSE_LOST: u32 = 64;
+/// The request only names its history, and the turn that it continues is not stored whole.
+pub const HISTORY_MISSING: u32 = 128;

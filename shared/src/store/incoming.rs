@@ -11,11 +11,11 @@ use serde_json::Value;
 use super::bodies::{self, Body, Node};
 use super::flags;
 use super::redacted::Redaction;
-use crate::link::{self, Chain, Entry, LinkKey};
+use crate::link::{self, Entry, History, Incoming, LinkKey};
 use crate::policy::RedactionPolicy;
 use crate::redact::{Counts, Side};
 use crate::turn::{Begin, Cut, Done, Generation, Headers, Outcome};
-use crate::wire::{self, RequestView, ResponseView};
+use crate::wire::{self, Named, RequestView, ResponseView};
 
 /// A turn that is ready to be inserted.
 pub struct IngestTurn {
@@ -40,7 +40,7 @@ pub struct IngestTurn {
     pub(super) original: Option<Vec<Value>>,
     /// How often each redaction rule hit.
     pub(super) redactions: Counts,
-    pub(super) chain: Chain,
+    pub(super) asked: Asked,
     pub(super) entries: Vec<Entry>,
     pub(super) nodes: Vec<Node>,
     pub(super) params: Option<Body>,
@@ -57,6 +57,58 @@ impl std::fmt::Debug for IngestTurn {
             .field("outcome", &self.outcome)
             .field("flags", &self.flags)
             .finish_non_exhaustive()
+    }
+}
+
+/// What linking takes from a request before anything of it is redacted.
+pub(super) struct Asked {
+    /// Pseudonym of the person that the client names; empty when none.
+    pub(super) person: String,
+    /// Whether the client says that it sends the request again.
+    pub(super) retry: bool,
+    pub(super) named: Named,
+    pub(super) history: History,
+    idempotency_key: Option<String>,
+}
+
+impl Asked {
+    fn of(key: &LinkKey, begin: &Begin, request: Option<&RequestView>) -> Self {
+        let messages = request.map_or(&[][..], |request| &request.messages);
+        let person = request.and_then(|request| link::person(&request.params));
+        let named = request.map_or_else(Named::default, |request| request.named.clone());
+        Self {
+            person: person.map_or(String::new(), |name| key.pseudonym(&name)),
+            retry: link::is_retry(&begin.headers),
+            history: History::of(key, &begin.route, &named, messages),
+            named,
+            idempotency_key: link::idempotency_key(&begin.headers).map(str::to_owned),
+        }
+    }
+
+    fn is_linkable(&self, messages: &[Value]) -> bool {
+        !messages.is_empty() || self.named.is_any()
+    }
+
+    fn incoming<'a>(
+        &'a self,
+        begin: &'a Begin,
+        explicit_session: Option<&'a str>,
+        messages: &'a [Value],
+        shown: &'a [Value],
+    ) -> Incoming<'a> {
+        Incoming {
+            turn_id: begin.turn_id,
+            started_ms: begin.started_ms,
+            messages,
+            shown,
+            history: &self.history,
+            named: &self.named,
+            explicit_session,
+            person: &self.person,
+            client: &begin.client,
+            retry: self.retry,
+            idempotency_key: self.idempotency_key.as_deref(),
+        }
     }
 }
 
@@ -86,17 +138,20 @@ impl IngestTurn {
         let tenant = begin.tenant.clone();
         let mut flags = doubts(&begin, done.as_ref(), request.as_ref(), response.as_ref());
         let messages = request.as_ref().map_or(&[][..], |request| &request.messages);
-        let answers = response.as_ref().map_or(&[][..], |response| &response.choices);
         let key = LinkKey::new(secret, &begin.tenant);
-        let chain = Chain::of(&key, &begin.route, messages);
-        let entries = match messages.is_empty() {
-            true => Vec::new(),
-            false => link::entries(&key, &begin.route, messages, answers),
-        };
         let params = request.as_ref().map_or(&Value::Null, |request| &request.params);
-        let named = link::explicit_session(&begin.headers, params);
-        // From here on everything is as it will be stored.
         let mut redaction = Redaction::new(redactions);
+        let session = link::explicit_session(&begin.headers, params);
+        let session = session.map(|named| redaction.session(&key, named));
+        let asked = Asked::of(&key, &begin, request.as_ref());
+        let entries = match asked.is_linkable(messages) {
+            true => {
+                let incoming = asked.incoming(&begin, session.as_deref(), messages, messages);
+                link::entries(&key, &incoming, response.as_ref())
+            }
+            false => Vec::new(),
+        };
+        // From here on everything is as it will be stored.
         let raw_request = match flags & flags::REQUEST_UNREAD != 0 && !request_body.is_empty() {
             true => {
                 redaction.raw(Side::Request, &begin.headers, &request_body, begin.body_truncated)
@@ -114,7 +169,6 @@ impl IngestTurn {
         if let Some(done) = &mut done {
             note_cut(&mut done.headers, done.body_cut.as_ref());
         }
-        let session = named.map(|named| redaction.session(&key, named));
         let original = redaction.request(&mut begin, request.as_mut());
         redaction.response(done.as_mut(), response.as_mut());
         flags |= if redaction.withheld { flags::BODY_WITHHELD } else { 0 };
@@ -124,6 +178,8 @@ impl IngestTurn {
             outcome: outcome(done.as_ref(), response.as_ref()),
             generation: generation(&begin, done.as_ref(), response.as_ref()),
             session,
+            asked,
+            entries,
             original,
             redactions: redaction.counts,
             nodes: bodies::chain(&tenant, messages),
@@ -131,8 +187,6 @@ impl IngestTurn {
             choices: answers.iter().map(|answer| Body::json(&tenant, &answer.message)).collect(),
             flags,
             key,
-            chain,
-            entries,
             raw_request: raw_request.map(|bytes| Body::new(&tenant, bytes)),
             raw_response: raw_response.map(|bytes| Body::new(&tenant, bytes)),
             begin,
@@ -142,16 +196,29 @@ impl IngestTurn {
         }
     }
 
+    /// Whether there is anything to find a parent by, or to be found by.
+    pub(super) fn is_linkable(&self) -> bool {
+        self.asked.is_linkable(self.messages())
+    }
+
+    /// The turn as linking sees it.
+    pub(super) fn incoming(&self) -> Incoming<'_> {
+        let (shown, original) = (self.messages(), self.original.as_deref());
+        let messages = original.unwrap_or(shown);
+        self.asked.incoming(&self.begin, self.session.as_deref(), messages, shown)
+    }
+
     /// The messages of the request; none when it could not be read.
     pub(super) fn messages(&self) -> &[Value] {
         self.request.as_ref().map_or(&[], |request| &request.messages)
     }
 
-    /// Whether a verdict on this turn may be trained on: missing or doubtful data fails closed.
-    pub(super) fn judgeable(&self) -> bool {
+    /// Whether a verdict on this turn may be trained on, with the flags that it is stored with:
+    /// missing or doubtful data fails closed.
+    pub(super) fn judgeable(&self, flags: u32) -> bool {
         self.begin.mode.trains()
             && self.outcome == Outcome::Complete
-            && self.flags == 0
+            && flags == 0
             && !self.messages().is_empty()
             && !self.choices.is_empty()
     }

@@ -16,7 +16,7 @@ const CHILDREN_MAX: i64 = 1_000;
 #[derive(Debug)]
 pub struct Index<'a>(pub(super) &'a Connection);
 
-type Row = (i64, String, u32, String, Option<i64>, u32, i64, u32);
+type Row = (i64, String, u32, String, Option<i64>, u32, i64, u32, String, String, String);
 
 impl Index<'_> {
     fn rows(&self, kind: HashKind, hash: &Hash, limit: usize) -> Result<Vec<Row>> {
@@ -26,7 +26,8 @@ impl Index<'_> {
             "SELECT t.id, t.turn_id, i.choice, t.session_id, t.parent, t.parent_choice,
                     t.started_ms,
                     (SELECT count(*) FROM (SELECT 1 FROM turns c
-                      WHERE c.parent = t.id AND c.parent_choice = i.choice LIMIT ?4))
+                      WHERE c.parent = t.id AND c.parent_choice = i.choice LIMIT ?4)),
+                    t.outcome, t.person, t.client
              FROM link_index i JOIN turns t ON t.id = i.turn
              WHERE i.kind = ?1 AND i.hash = ?2 AND t.flags & 131072 = 0 ORDER BY i.turn DESC LIMIT ?3",
         )?;
@@ -42,6 +43,9 @@ impl Index<'_> {
                     row.get(5)?,
                     row.get(6)?,
                     row.get(7)?,
+                    row.get(8)?,
+                    row.get(9)?,
+                    row.get(10)?,
                 ))
             })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
@@ -54,7 +58,9 @@ impl LinkIndex for Index<'_> {
     fn find(&self, kind: HashKind, hash: &Hash, limit: usize) -> Result<Vec<Candidate>> {
         let mut candidates = Vec::new();
         for row in self.rows(kind, hash, limit)? {
-            let (_, turn_id, choice, session_id, parent, parent_choice, started_ms, children) = row;
+            let (_, turn_id, choice, session_id, parent, parent_choice, started_ms, children, ..) =
+                row;
+            let (.., outcome, person, client) = row;
             let parent = match parent {
                 Some(id) => Some((turns::turn_id(self.0, id)?, parent_choice)),
                 None => None,
@@ -67,6 +73,9 @@ impl LinkIndex for Index<'_> {
                 parent,
                 children,
                 started_ms,
+                outcome: parse("outcome", &outcome)?,
+                person,
+                client,
             });
         }
         candidates.sort_by_key(|c| std::cmp::Reverse((c.started_ms, c.turn_id)));

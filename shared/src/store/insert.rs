@@ -9,13 +9,11 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::counts::add_drop;
+use super::restore::Placed;
 use super::{Index, IngestTurn, Result, Store, bodies, int, pending};
 use crate::clock::now_ms;
-use crate::link::{self, Incoming, LinkKind, Resolution};
+use crate::link::{self, Resolution};
 use crate::turn::{DropReason, Gap, Headers, TurnId};
-
-/// Least confidence of a link, other than an exact one, whose child gives its parent a next state.
-pub(super) const CONFIDENCE_MIN: f64 = 0.5;
 
 /// How far the spool of one process is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,51 +168,49 @@ fn insert(conn: &Connection, turn: &IngestTurn, inserted: &mut Inserted) -> Resu
         Some(link) => row_of(conn, link.parent)?,
         None => None,
     };
-    let id = insert_turn(conn, turn, &resolution, parent)?;
+    let placed = Placed::of(conn, turn, resolution.link.as_ref(), parent)?;
+    let id = insert_turn(conn, turn, &resolution, parent, &placed)?;
     insert_parts(conn, turn, id)?;
     inserted.stored += 1;
-    if let (Some(parent), Some(link)) = (parent, &resolution.link) {
+    if let Some(parent) = parent {
         inserted.linked += 1;
-        if gives_next_state(link.kind, link.confidence, link.answer_at, turn.messages().len()) {
+        if gives_next_state(conn, id)? && !repeats_next_state(conn, parent, id)? {
             add_next_states(conn, parent, 1)?;
         }
     }
-    let answer_at = resolution.link.as_ref().filter(|_| parent.is_some()).map(|l| l.answer_at);
-    pending::remember(conn, turn, id, answer_at)?;
+    pending::remember(conn, turn, id, resolution.link.as_ref().filter(|_| parent.is_some()))?;
     inserted.relinked += pending::resolve(conn, turn, id, &resolution.session_id)?;
     Ok(())
 }
 
 fn resolve(conn: &Connection, turn: &IngestTurn) -> Result<Resolution> {
-    let (shown, original) = (turn.messages(), turn.original.as_deref());
-    if shown.is_empty() {
-        let session_id = turn.begin.turn_id.to_string();
-        return Ok(Resolution { session_id, link: None, repeat_of: None });
+    if turn.is_linkable() {
+        return link::resolve(&Index(conn), &turn.key, &turn.incoming());
     }
-    let incoming = Incoming {
-        turn_id: turn.begin.turn_id,
-        started_ms: turn.begin.started_ms,
-        route: &turn.begin.route,
-        messages: original.unwrap_or(shown),
-        shown,
-        explicit_session: turn.session.as_deref(),
-    };
-    link::resolve(&Index(conn), &turn.key, &incoming)
+    let session_id = turn.begin.turn_id.to_string();
+    Ok(Resolution { session_id, link: None, repeat_of: None, retry: turn.asked.retry })
 }
 
-/// Whether a child says what became of its parent's answer: it adds messages, and the link is sure
-/// enough.
-pub(super) fn gives_next_state(
-    kind: LinkKind,
-    confidence: f64,
-    answer_at: usize,
-    messages: usize,
-) -> bool {
-    // Turns with an identical history and answer are interchangeable, so ambiguity does no harm to
-    // exact links.
-    let sure =
-        matches!(kind, LinkKind::Exact | LinkKind::ToolCallId) || confidence >= CONFIDENCE_MIN;
-    sure && answer_at + 1 < messages
+/// What a child must have to say what became of its parent's answer: it adds messages, and the link
+/// is sure enough. Turns with an identical history and answer are interchangeable, so ambiguity
+/// does no harm to exact links.
+pub(super) const GIVES: &str = "c.answer_at + 1 < c.prompt_len
+    AND (c.link IN ('exact', 'tool_call_id', 'named') OR c.link_confidence >= 0.5)";
+
+/// Whether a stored turn gives its parent a next state.
+pub(super) fn gives_next_state(conn: &Connection, id: i64) -> Result<bool> {
+    let sql = format!("SELECT 1 FROM turns c WHERE c.id = ?1 AND c.parent IS NOT NULL AND {GIVES}");
+    Ok(conn.prepare_cached(&sql)?.exists([id])?)
+}
+
+/// Whether another child with the same prompt gives the parent that next state already: a retry or
+/// a regeneration says nothing new.
+pub(super) fn repeats_next_state(conn: &Connection, parent: i64, id: i64) -> Result<bool> {
+    let sql = format!(
+        "SELECT 1 FROM turns c JOIN turns mine ON mine.id = ?2
+         WHERE c.parent = ?1 AND c.id <> ?2 AND c.prompt = mine.prompt AND {GIVES}"
+    );
+    Ok(conn.prepare_cached(&sql)?.exists([parent, id])?)
 }
 
 /// Adds to how many children give a turn a next state.
@@ -234,19 +230,21 @@ const INSERT_TURN: &str = "INSERT INTO turns (
     started_ms, first_byte_ms, duration_ms, status, outcome, stream, attempts,
     prompt, prompt_len, params, request_headers, response_headers, request_bytes, response_bytes,
     raw_request, raw_response, prompt_tokens, completion_tokens, flags, judgeable,
-    next_states, judged)
+    next_states, judged, response_id, person, client, retry)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
     ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36,
-    ?37, 0, 0)";
+    ?37, 0, 0, ?38, ?39, ?40, ?41)";
 
 fn insert_turn(
     conn: &Connection,
     turn: &IngestTurn,
     resolution: &Resolution,
     parent: Option<i64>,
+    placed: &Placed,
 ) -> Result<i64> {
     let (begin, done) = (&turn.begin, turn.done.as_ref());
     let link = resolution.link.as_ref().filter(|_| parent.is_some());
+    let nodes = placed.nodes.as_ref().unwrap_or(&turn.nodes);
     let usage = turn.response.as_ref().and_then(|response| response.usage);
     let put =
         |body: &Option<bodies::Body>| body.as_ref().map(|body| bodies::put(conn, body)).transpose();
@@ -256,7 +254,7 @@ fn insert_turn(
         resolution.session_id,
         parent,
         link.map_or(0, |link| link.choice),
-        link.map(|link| int(link.answer_at as u64)),
+        placed.answer_at.map(|at| int(at as u64)),
         link.map(|link| link.kind.as_str()),
         link.map_or(0.0, |link| link.confidence),
         resolution.repeat_of.map(|turn| turn.to_string()),
@@ -276,8 +274,8 @@ fn insert_turn(
         turn.outcome.as_str(),
         turn.request.as_ref().is_some_and(|request| request.stream),
         done.map_or(0, |done| done.attempts),
-        bodies::put_chain(conn, &turn.nodes)?,
-        int(turn.nodes.len() as u64),
+        bodies::put_chain(conn, nodes)?,
+        int(nodes.len() as u64),
         put(&turn.params)?,
         headers_json(&begin.headers),
         done.map_or_else(|| "[]".to_owned(), |done| headers_json(&done.headers)),
@@ -287,8 +285,12 @@ fn insert_turn(
         put(&turn.raw_response)?,
         usage.map(|usage| int(usage.prompt_tokens)),
         usage.map(|usage| int(usage.completion_tokens)),
-        turn.flags,
-        turn.judgeable(),
+        placed.flags,
+        turn.judgeable(placed.flags),
+        turn.response.as_ref().and_then(|response| response.id.as_deref()),
+        turn.asked.person,
+        begin.client,
+        resolution.retry,
     ])?)
 }
 

@@ -23,6 +23,7 @@ mod index;
 mod insert;
 mod pending;
 mod redacted;
+mod restore;
 mod retention;
 mod rounds;
 mod schema;

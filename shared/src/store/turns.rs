@@ -25,6 +25,12 @@ pub struct StoredTurn {
     pub link: Option<LinkKind>,
     /// How sure that is, 0 to 1; 0 for a root.
     pub link_confidence: f64,
+    /// The newest earlier turn with the same prompt.
+    pub repeat_of: Option<TurnId>,
+    /// Whether the request was sent before: no regeneration, and no second next state.
+    pub retry: bool,
+    /// The engine's id of the response.
+    pub response_id: Option<String>,
     /// The route that it took.
     pub route: String,
     /// Learning mode of the route at that time.
@@ -77,7 +83,7 @@ pub struct JudgeItem {
 const SELECT: &str = "SELECT t.turn_id, t.session_id, p.turn_id, t.parent_choice, t.link,
     t.link_confidence, t.route, t.mode, t.alias, t.tenant, t.path, t.model, t.generation,
     t.started_ms, t.first_byte_ms, t.duration_ms, t.status, t.outcome, t.stream, t.params,
-    t.prompt, t.prompt_tokens, t.completion_tokens
+    t.prompt, t.prompt_tokens, t.completion_tokens, t.repeat_of, t.retry, t.response_id
     FROM turns t LEFT JOIN turns p ON p.id = t.parent WHERE t.id = ?1";
 
 /// The columns that need no parsing are in `turn` already; the rest as text and row numbers.
@@ -85,6 +91,7 @@ struct Raw {
     turn: StoredTurn,
     ids: (String, Option<String>),
     link: Option<String>,
+    repeat_of: Option<String>,
     words: (String, String, String),
     bodies: (Option<i64>, Option<i64>),
 }
@@ -93,6 +100,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Raw> {
     Ok(Raw {
         ids: (row.get(0)?, row.get(2)?),
         link: row.get(4)?,
+        repeat_of: row.get(23)?,
         words: (row.get(7)?, row.get(12)?, row.get(17)?),
         bodies: (row.get(19)?, row.get(20)?),
         turn: StoredTurn {
@@ -102,6 +110,9 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Raw> {
             parent_choice: row.get(3)?,
             link: None,
             link_confidence: row.get(5)?,
+            repeat_of: None,
+            retry: row.get(24)?,
+            response_id: row.get(25)?,
             route: row.get(6)?,
             mode: Mode::Off,
             alias: row.get(8)?,
@@ -152,6 +163,16 @@ impl Store {
         insert::row_of(&self.conn, turn)?.map(|id| self.turn_row(id)).transpose()
     }
 
+    /// The newest turn of a tenant whose response has this id.
+    pub fn turn_of_response(&self, tenant: &str, response_id: &str) -> Result<Option<TurnId>> {
+        let sql = "SELECT turn_id FROM turns WHERE response_id = ?1 AND tenant = ?2
+                   ORDER BY started_ms DESC LIMIT 1";
+        let mut find = self.conn.prepare_cached(sql)?;
+        let found: Option<String> =
+            find.query_row([response_id, tenant], |row| row.get(0)).optional()?;
+        found.map(|text| parse("turn_id", &text)).transpose()
+    }
+
     /// The turns that continue a turn, oldest first.
     pub fn children(&self, turn: TurnId) -> Result<Vec<StoredTurn>> {
         let sql = "SELECT c.id FROM turns c JOIN turns p ON p.id = c.parent
@@ -172,6 +193,7 @@ impl Store {
         Ok(StoredTurn {
             turn_id: parse("turn_id", &raw.ids.0)?,
             parent: raw.ids.1.map(|text| parse("parent", &text)).transpose()?,
+            repeat_of: raw.repeat_of.map(|text| parse("repeat_of", &text)).transpose()?,
             link: raw.link.map(|text| parse("link", &text)).transpose()?,
             mode: parse("mode", &raw.words.0)?,
             generation: parse("generation", &raw.words.1)?,
@@ -198,14 +220,14 @@ impl Store {
     }
 
     fn judge_item(&self, id: i64) -> Result<Option<JudgeItem>> {
-        let mut find = self.conn.prepare_cached(
-            "SELECT turn_id, prompt, answer_at FROM turns
-             WHERE parent = ?1 AND answer_at + 1 < prompt_len
-               AND (link IN ('exact', 'tool_call_id') OR link_confidence >= ?2)
+        let sql = format!(
+            "SELECT turn_id, prompt, answer_at FROM turns c WHERE c.parent = ?1 AND {}
              ORDER BY started_ms, turn_id LIMIT 1",
-        )?;
+            insert::GIVES
+        );
+        let mut find = self.conn.prepare_cached(&sql)?;
         let child = find
-            .query_row((id, insert::CONFIDENCE_MIN), |row| {
+            .query_row([id], |row| {
                 let answer_at = row.get::<_, u32>(2)? as usize;
                 Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?, answer_at))
             })

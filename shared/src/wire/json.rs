@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn values_are_counted_outside_of_strings() {
-        assert_eq!(values(br#"{"a,[\"{":[1,2,"\\"],"b":{}}"#), 6);
+        assert_eq!(values(br#"{"a,[\"{":[1,2,"\\"],"b":{}}"#), 7);
         let deep = "[".repeat(10_000) + &"]".repeat(10_000);
         assert!(parse("test", deep.as_bytes()).is_err());
         let many = |count: usize| format!("[{}0]", "0,".repeat(count));

@@ -81,6 +81,9 @@ pub struct ResponseView {
     /// The conversation that the engine keeps the answer in (Responses API).
     #[serde(default)]
     pub conversation: Option<String>,
+    /// Whether later requests can name this response and its items (Responses API).
+    #[serde(default)]
+    pub resumable: bool,
     /// The answers, by index.
     pub choices: Vec<Choice>,
     /// Token counts, when reported.

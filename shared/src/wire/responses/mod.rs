@@ -26,10 +26,9 @@ pub(super) fn request(mut params: Map<String, Value>) -> Result<RequestView, Wir
     let mut items = Items::default();
     match params.remove("instructions") {
         Some(Value::String(text)) if !text.is_empty() => {
-            items.message(json!({"role": "system", "content": text}));
+            // Marked, because they hold for this request only: the next one does not inherit them.
+            items.message(json!({"role": "system", "content": text, "instructions": true}));
         }
-        // A list of items, as templates expand to.
-        Some(Value::Array(list)) => list.into_iter().for_each(|item| items.take(item)),
         _ => {}
     }
     match params.remove("input") {
@@ -72,6 +71,7 @@ pub(super) fn whole(body: Value) -> ResponseView {
 /// Takes a response object: of a whole response, or of one of the events that carry it.
 fn take_response(view: &mut ResponseView, mut response: Value) {
     view.take_common(&response);
+    view.resumable = true;
     view.usage = response.get("usage").and_then(usage_of).or(view.usage);
     view.conversation = view.conversation.take().or_else(|| id_of(response.get("conversation")?));
     let output = match response.get_mut("output").map(Value::take) {
