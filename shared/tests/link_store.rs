@@ -22,8 +22,7 @@ fn pos(boot: &str) -> IngestPos {
 fn exchange(path: &str, at: i64, request: Value, response: Value, headers: Headers) -> IngestTurn {
     let begin = records::begin(request.to_string().into_bytes());
     let started_ms = 1_700_000_000_000 + at;
-    let begin =
-        Begin { tenant: "t1".into(), path: path.into(), started_ms, headers, ..begin };
+    let begin = Begin { tenant: "t1".into(), path: path.into(), started_ms, headers, ..begin };
     let done = records::done(begin.turn_id, response.to_string().into_bytes());
     let headers = vec![("content-type".into(), "application/json".into())];
     IngestTurn::parse(&SECRET, begin, Some(Done { headers, ..done }))
@@ -74,8 +73,7 @@ fn named_chain() -> [IngestTurn; 3] {
 }
 
 /// Every order in which three turns can be stored.
-const ORDERS: [[usize; 3]; 6] =
-    [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
 
 #[test]
 fn a_history_that_is_only_named_is_stored_whole() {
@@ -86,7 +84,11 @@ fn a_history_that_is_only_named_is_stored_whole() {
     store.insert_batch(&turns, &pos("a")).unwrap();
     let stored = store.turn(second).unwrap().unwrap();
     assert_eq!((stored.parent, stored.link), (Some(root), Some(LinkKind::Named)));
-    assert_eq!(texts(&stored), ["capital?", "Canberra.", "sure?"], "instructions do not carry over");
+    assert_eq!(
+        texts(&stored),
+        ["capital?", "Canberra.", "sure?"],
+        "instructions do not carry over"
+    );
     let stored = store.turn(third).unwrap().unwrap();
     let whole = ["Be kind.", "capital?", "Canberra.", "sure?", "Yes.", "thanks"];
     assert_eq!((texts(&stored), stored.parent), (whole.to_vec(), Some(second)));
@@ -229,7 +231,8 @@ fn anthropic_turns_link_across_strings_blocks_and_tool_use() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path());
     let ask = |at, messages: Value, content: Value, reason: &str| {
-        let request = json!({"model": "m", "max_tokens": 9, "system": "agent", "messages": messages});
+        let request =
+            json!({"model": "m", "max_tokens": 9, "system": "agent", "messages": messages});
         let response = json!({"id": format!("msg_{at}"), "type": "message", "role": "assistant",
             "content": content, "stop_reason": reason, "usage": {"input_tokens": 1, "output_tokens": 1}});
         exchange("/v1/messages", at, request, response, vec![])

@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hone_shared::fuzzing::openai_response(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hone_shared_fuzz::openai_response(bytes));

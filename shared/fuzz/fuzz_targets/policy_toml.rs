@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hone_shared::fuzzing::policy_toml(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hone_shared_fuzz::policy_toml(bytes));

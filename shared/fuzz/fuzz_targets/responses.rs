@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hone_shared::fuzzing::responses(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hone_shared_fuzz::responses(bytes));

@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hone_shared::fuzzing::spool_record(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hone_shared_fuzz::spool_record(bytes));
