@@ -226,37 +226,47 @@ fn two_proxies_that_store_a_conversation_at_once_make_one_tree() {
     assert_eq!(store.counts().unwrap().sessions, 1);
 }
 
+/// An Anthropic exchange.
+fn messages(at: i64, messages: Value, content: Value) -> IngestTurn {
+    let request = json!({"model": "m", "max_tokens": 9, "system": "agent", "messages": messages});
+    let usage = json!({"input_tokens": 1, "output_tokens": 1});
+    let response = json!({"id": format!("msg_{at}"), "type": "message", "role": "assistant",
+        "content": content, "stop_reason": "end_turn", "usage": usage});
+    exchange("/v1/messages", at, request, response, vec![])
+}
+
 #[test]
 fn anthropic_turns_link_across_strings_blocks_and_tool_use() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path());
-    let ask = |at, messages: Value, content: Value, reason: &str| {
-        let request =
-            json!({"model": "m", "max_tokens": 9, "system": "agent", "messages": messages});
-        let response = json!({"id": format!("msg_{at}"), "type": "message", "role": "assistant",
-            "content": content, "stop_reason": reason, "usage": {"input_tokens": 1, "output_tokens": 1}});
-        exchange("/v1/messages", at, request, response, vec![])
-    };
-    let call = json!({"type": "tool_use", "id": "toolu_01A09q90qw90lq917835lq9", "name": "f", "input": {"a": 1}});
+    let id = "toolu_01A09q90qw90lq917835lq9";
+    let call = json!({"type": "tool_use", "id": id, "name": "f", "input": {"a": 1}});
     let thought = json!({"type": "thinking", "thinking": "hm", "signature": "s"});
     let said = json!([thought, {"type": "text", "text": "Looking."}, call]);
-    let result = json!({"role": "user", "content": [{"type": "tool_result",
-        "tool_use_id": "toolu_01A09q90qw90lq917835lq9", "content": "exit code 1", "is_error": true}]});
-    let hi = json!({"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]});
+    let failed = json!({"type": "tool_result", "tool_use_id": id, "content": "exit code 1",
+        "is_error": true});
+    let result = json!({"role": "user", "content": [failed]});
+    let says = |content: Value| json!({"role": "assistant", "content": content});
+    let user = |content: Value| json!({"role": "user", "content": content});
+    let marked = json!([{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]);
     let turns = [
-        ask(1, json!([hi]), said.clone(), "tool_use"),
-        ask(
+        messages(1, json!([user(marked)]), said.clone()),
+        messages(
             2,
-            json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": said}, result]),
+            json!([user(json!("hi")), says(said), result]),
             json!([{"type": "text", "text": "It failed."}]),
-            "end_turn",
         ),
-        ask(
+        // The client dropped text and thoughts from the first answer; its second still stands.
+        messages(
             3,
-            json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": [call]}, result,
-                {"role": "assistant", "content": "It failed."}, {"role": "user", "content": "again"}]),
+            json!([
+                user(json!("hi")),
+                says(json!([call])),
+                result,
+                says(json!("It failed.")),
+                user(json!("again"))
+            ]),
             json!([]),
-            "end_turn",
         ),
     ];
     let [first, second, third] = ids(&turns);
@@ -266,7 +276,6 @@ fn anthropic_turns_link_across_strings_blocks_and_tool_use() {
         (stored.parent, stored.link)
     };
     assert_eq!(link(second), (Some(first), Some(LinkKind::Exact)));
-    // The client dropped text and thoughts from the first answer: its second answer still stands.
     assert_eq!(link(third).0, Some(second));
     let item = &store.unjudged(10).unwrap()[0];
     assert_eq!(item.next_state[0]["role"], "tool");

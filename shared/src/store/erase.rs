@@ -10,7 +10,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
-use super::insert::CONFIDENCE_MIN;
+use super::insert::{GIVES, add_next_states, repeats_next_state};
 use super::{Result, Store, flags};
 
 /// What was deleted.
@@ -36,13 +36,12 @@ struct Taken {
 }
 
 fn take(conn: &Connection, id: i64) -> Result<Option<Taken>> {
-    let mut find = conn.prepare_cached(
-        "SELECT turn_id, parent, prompt, params, raw_request, raw_response,
-                parent IS NOT NULL AND answer_at + 1 < prompt_len
-                AND (link IN ('exact', 'tool_call_id') OR link_confidence >= ?2)
-         FROM turns WHERE id = ?1",
-    )?;
-    let taken = find.query_row((id, CONFIDENCE_MIN), |row| {
+    let sql = format!(
+        "SELECT c.turn_id, c.parent, c.prompt, c.params, c.raw_request, c.raw_response,
+                c.parent IS NOT NULL AND {GIVES} FROM turns c WHERE c.id = ?1"
+    );
+    let mut find = conn.prepare_cached(&sql)?;
+    let taken = find.query_row([id], |row| {
         Ok(Taken {
             turn_id: row.get(0)?,
             parent: row.get(1)?,
@@ -76,8 +75,10 @@ pub(super) fn erase(
         conn.prepare_cached(sql)?.execute([id])?;
     }
     erased.verdicts += erase_verdicts(conn, id, &taken.turn_id)?;
-    if let (Some(parent), true) = (taken.parent, taken.gave) {
-        super::insert::add_next_states(conn, parent, -1)?;
+    if let (Some(parent), true) = (taken.parent, taken.gave)
+        && !repeats_next_state(conn, parent, id)?
+    {
+        add_next_states(conn, parent, -1)?;
     }
     let kept: bool = conn
         .prepare_cached(
@@ -115,8 +116,8 @@ fn erase_verdicts(conn: &Connection, id: i64, turn_id: &str) -> Result<u64> {
 fn empty(conn: &Connection, id: i64, keep_subject: bool) -> Result<()> {
     let sql = "UPDATE turns SET prompt = NULL, prompt_len = 0, params = NULL, raw_request = NULL,
                raw_response = NULL, request_headers = '[]', response_headers = '[]', model = NULL,
-               path = '', flags = flags | ?2, judgeable = 0, judged = 0, next_states = 0
-               WHERE id = ?1";
+               path = '', response_id = NULL, person = '', client = '', flags = flags | ?2,
+               judgeable = 0, judged = 0, next_states = 0 WHERE id = ?1";
     conn.prepare_cached(sql)?.execute(params![id, flags::FORGOTTEN])?;
     if !keep_subject {
         let sql = "UPDATE turns SET session_id = turn_id, tenant = 'forgotten' WHERE id = ?1";

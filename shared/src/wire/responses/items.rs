@@ -63,7 +63,8 @@ impl Items {
         self.messages.push(match item.get("role") {
             Some(role) => json!({"role": role, "content": parts_of(item.get("content"))}),
             None if kind == "mcp_approval_response" => {
-                json!({"role": "tool", "tool_call_id": item.get("approval_request_id"), "content": item.to_string()})
+                let id = item.get("approval_request_id");
+                json!({"role": "tool", "tool_call_id": id, "content": item.to_string()})
             }
             None => {
                 let output = parts_of(item.get("output"));
