@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
+use hone_shared::clock::now_ms;
 use hone_shared::data_dir::{DataDir, RunFile};
-use hone_shared::policy::PolicySet;
+use hone_shared::policy::{Overrides, PolicySet};
 use hone_shared::registry::Registry;
 use hone_shared::store::{Counts, Store};
 use serde_json::{Value, json};
@@ -77,15 +78,22 @@ async fn proxy_status(data: &DataDir) -> Value {
 
 fn routes(data: &DataDir, store: Option<&Store>) -> anyhow::Result<Value> {
     let registry = Registry::open(data.registry_dir())?;
+    let overrides = match Overrides::read(&data.overrides_path()) {
+        Ok(overrides) => overrides,
+        Err(error) => return Ok(json!({"error": error.to_string()})),
+    };
     let policies = match PolicySet::load(&data.policies_dir()) {
-        Ok(set) => set,
+        Ok(set) => set.with_overrides(&overrides, now_ms()),
         Err(error) => return Ok(json!({"error": error.to_string()})),
     };
     let mut rows = Vec::new();
     for route in &policies.routes {
         let alias = registry.alias(&route.alias)?;
         let round = store.map(|store| store.last_round(&route.name)).transpose()?.flatten();
+        let held = policies.overridden.get(&route.name);
         rows.push(json!({"route": route.name, "mode": route.mode, "alias": route.alias,
+            "file_mode": held.map_or(route.mode, |over| over.file_mode),
+            "override": held.map(|over| &over.by),
             "generation": alias.generation, "moved_ms": alias.moved_ms, "reason": alias.reason,
             "last_round": round.map(serde_json::to_value).transpose()?}));
     }
@@ -109,8 +117,8 @@ fn print(status: &Value) {
         let (lag, spool) = (text(&proxy["ingest_lag_ms"]), text(&proxy["spool_bytes"]));
         println!("lag        store {lag} ms behind the traffic  spool {spool} bytes");
     }
-    if let Some(problem) = proxy["policy_problem"].as_str() {
-        println!("policies   kept the last good ones: {problem}");
+    for reason in proxy["reasons"].as_array().into_iter().flatten() {
+        println!("attention  {}: {}", text(&reason["code"]), text(&reason["detail"]));
     }
     for route in status["routes"].as_array().into_iter().flatten() {
         print_route(route);
@@ -122,12 +130,18 @@ fn print(status: &Value) {
 
 fn print_route(route: &Value) {
     let generation = route["generation"].as_str().unwrap_or("base");
+    let served = if route["mode"] == "learn" { generation } else { "base" };
     println!(
         "route      {:<12} {:<8} serves {}",
         text(&route["route"]),
         text(&route["mode"]),
-        &generation[..generation.len().min(12)]
+        &served[..served.len().min(12)]
     );
+    let held = &route["override"];
+    if !held.is_null() {
+        let (file, who) = (text(&route["file_mode"]), text(&held["who"]));
+        println!("           set by {who}, file: {file}  {}", text(&held["reason"]));
+    }
     let round = &route["last_round"];
     if !round.is_null() {
         println!("           last round: {} {}", text(&round["state"]), text(&round["reason"]));

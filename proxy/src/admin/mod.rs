@@ -28,6 +28,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use hone_shared::data_dir::DataDir;
+use hone_shared::toggle;
 use serde_json::json;
 
 use self::counters::Counters;
@@ -151,5 +152,11 @@ async fn status_json(State(operator): State<Arc<Operator>>) -> Json<status::Stat
 }
 
 async fn refresh(State(operator): State<Arc<Operator>>) -> Result<Json<Refreshed>, Response> {
-    blocking(move || operator.watches.refresh()).await.map(Json)
+    blocking(move || {
+        // What could not be audited before is tried again; a failure is in the log.
+        let _ = toggle::audit_pending(&operator.data);
+        operator.watches.refresh()
+    })
+    .await
+    .map(Json)
 }
