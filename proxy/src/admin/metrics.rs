@@ -17,9 +17,7 @@ pub fn render(operator: &Operator) -> String {
     let mut page = Page::default();
     turns(&mut page, &status.counters);
     requests(&mut page, &status.http, operator);
-    if let Some(tls) = &status.tls {
-        network::tls(&mut page, tls);
-    }
+    network::tls(&mut page, status.tls.as_ref());
     network::engines(&mut page, &status);
     network::traffic(&mut page, &status);
     network::tunnels(&mut page, &status.tunnels);

@@ -39,8 +39,12 @@ pub(super) fn engines(page: &mut Page, status: &Status) {
     page.one("hone_engine_spilled_total", counter, help, status.engines_spilled);
 }
 
-/// TLS with clients.
-pub(super) fn tls(page: &mut Page, tls: &TlsState) {
+/// TLS with clients, if a listener speaks it.
+pub(super) fn tls(page: &mut Page, tls: Option<&TlsState>) {
+    let help = "1 while the certificate files on disk cannot be used.";
+    let problem = u64::from(tls.is_some_and(|tls| tls.problem.is_some()));
+    page.one("hone_tls_certificate_problem", "gauge", help, problem);
+    let Some(tls) = tls else { return };
     let name = "hone_tls_handshakes_total";
     page.head(name, "counter", "TLS handshakes with clients, by result.");
     for (result, count) in
@@ -51,9 +55,6 @@ pub(super) fn tls(page: &mut Page, tls: &TlsState) {
     let help = "When the certificate shown to clients ends, seconds since 1970.";
     let expires_s = u64::try_from(tls.expires_s).unwrap_or_default();
     page.one("hone_tls_certificate_expires_seconds", "gauge", help, expires_s);
-    let help = "1 while the certificate files on disk cannot be used.";
-    let problem = u64::from(tls.problem.is_some());
-    page.one("hone_tls_certificate_problem", "gauge", help, problem);
 }
 
 /// What was refused.
