@@ -63,9 +63,11 @@ impl std::fmt::Debug for Policies {
     }
 }
 
+type See = dyn Fn(&IngestTurn) + Send + Sync;
+
 /// Who is shown every turn of this process that was stored.
 #[derive(Clone, Default)]
-pub struct Observer(Option<Arc<dyn Fn(&IngestTurn) + Send + Sync>>);
+pub struct Observer(Option<Arc<See>>);
 
 impl Observer {
     /// Calls `see`, which must be quick, on the ingest's thread.
