@@ -263,7 +263,7 @@ fn what_learned_from_a_forgotten_turn_is_tainted_down_to_the_last_descendant() {
     assert_eq!(report.tainted.into_iter().collect::<BTreeSet<_>>(), expected);
     assert_eq!(registry.alias("chat").unwrap().generation, clean);
     let left: Vec<_> = registry.list().unwrap().into_iter().map(|dir| dir.generation).collect();
-    assert_eq!(left, [clean.clone()]);
+    assert_eq!(left, std::slice::from_ref(&clean));
     let refused = registry.move_alias("chat", &clean, &child, "back");
     assert!(matches!(refused, Err(RegistryError::Tainted(_))), "{refused:?}");
     let heir = ManifestDraft { parent: trained, ..ManifestDraft::default() };

@@ -12,8 +12,11 @@ use hone_shared::turn::Record;
 use hone_shared::wire::sse::{Decoder, events};
 use hone_shared::wire::{Named, parse_request, parse_response, parse_stream};
 
+/// What a fuzzer drives with any bytes; panics when it finds a fault.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("sse", sse),
     ("openai_request", openai_request),
     ("openai_response", openai_response),

@@ -169,7 +169,8 @@ fn national(text: &str, found: Range<usize>) -> Option<Range<usize>> {
     };
     let year = groups.iter().skip(1).any(|group| group.len() == 4 && group.starts_with("20"));
     let decimal = groups.len() == 2 && candidate.contains('.');
-    let phone = (9..=12).contains(&count) && !date && !decimal && !(year && groups.len() == 3);
+    let dated = date || (year && groups.len() == 3);
+    let phone = (9..=12).contains(&count) && !dated && !decimal;
     (phone && is_own_number(text, &found)).then_some(found)
 }
 
@@ -226,7 +227,7 @@ fn ipv6(text: &str, found: Range<usize>) -> Option<Range<usize>> {
     let groups: Vec<&str> = candidate.split(':').filter(|group| !group.is_empty()).collect();
     let numbered = |group: &&str| group.len() >= 3 && group.bytes().any(|b| b.is_ascii_digit());
     // `b::c` is a path of some programming language.
-    let likely = groups.len() >= 3 || groups.iter().any(|group| numbered(group));
+    let likely = groups.len() >= 3 || groups.iter().any(numbered);
     let special = address.is_loopback() || address.is_unspecified();
     let joins = matches!(before(text, hit.start), Some(':' | '.'));
     (likely && !special && !joins && stands_alone(text, &hit)).then_some(hit)

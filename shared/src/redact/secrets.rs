@@ -35,9 +35,7 @@ pub(super) fn private_keys() -> Result<Vec<Shape>, String> {
         r"(?s-u:-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[ -~\s]*?-----END [",
         r"A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)",
     );
-    let cut = concat!(
-        r"(?s-u:-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\\\s:,-]*)",
-    );
+    let cut = r"(?s-u:-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\\\s:,-]*)";
     let needs = Needs::default();
     Ok(vec![
         Shape::new(needs, whole, |_, found| Some(found))?,

@@ -98,7 +98,7 @@ fn behind_first_group(candidate: &str, range: Range<usize>) -> usize {
     const TRIED_BYTES_MAX: usize = 64;
     let separator = |b: &u8| matches!(b, b' ' | b'-' | b'.' | b'/' | b':' | b'@');
     let bytes = candidate.as_bytes();
-    let first = bytes.iter().take(TRIED_BYTES_MAX).position(|b| separator(b));
+    let first = bytes.iter().take(TRIED_BYTES_MAX).position(separator);
     match first {
         Some(at) if at + 1 < bytes.len() => range.start + at + 1,
         _ => range.end.max(range.start + 1),
