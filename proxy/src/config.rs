@@ -123,6 +123,9 @@ pub struct ProxyConfig {
     pub admin_token_file: Option<PathBuf>,
     /// Names by which operators may call the admin listener, besides addresses and `localhost`.
     pub admin_hosts: Vec<String>,
+    /// Where turns are spooled while the spool in the data directory is full or cannot be written;
+    /// best on another disk. `None`: `<data>/reserve`.
+    pub reserve: Option<PathBuf>,
     /// All other bounds.
     pub limits: Limits,
 }
@@ -149,6 +152,7 @@ impl ProxyConfig {
             upgrade_command: None,
             admin_token_file: None,
             admin_hosts: Vec::new(),
+            reserve: None,
             limits: Limits::default(),
         }
     }
@@ -243,6 +247,17 @@ pub struct Limits {
     pub traffic_tenants_max: usize,
     /// Bytes that all captures in flight may hold together; beyond it captures are cut and marked.
     pub capture_bytes_max: u64,
+    /// How long the rest of a request body is read, for the record, when the engine cannot be
+    /// reached.
+    pub rest_read_ms: u64,
+    /// Records that wait in memory for the spool.
+    pub spool_queue_records_max: usize,
+    /// Bytes that wait in memory for the spool.
+    pub spool_queue_bytes_max: usize,
+    /// Bytes of the spool on disk; beyond it, turns go to the reserve.
+    pub spool_bytes_max: u64,
+    /// Bytes of the reserve on disk; beyond it, each route's `capture.when_full` decides.
+    pub reserve_bytes_max: u64,
     /// How often policy files and aliases are looked at.
     pub watch_ms: u64,
     /// How long the ingest may take to empty the spool at shutdown.
@@ -300,6 +315,11 @@ impl Default for Limits {
             tls_handshake_ms: 10_000,
             traffic_tenants_max: 65_536,
             capture_bytes_max: 256 << 20,
+            rest_read_ms: 5_000,
+            spool_queue_records_max: 65_536,
+            spool_queue_bytes_max: 256 << 20,
+            spool_bytes_max: 16 << 30,
+            reserve_bytes_max: 1 << 30,
             watch_ms: 500,
             ingest_drain_ms: 10_000,
             admin_connections_max: 64,

@@ -131,7 +131,7 @@ impl Parts {
         let tls = tls.transpose()?.map(Arc::new);
         let watches = Watches::start(&cfg.data, Duration::from_millis(cfg.limits.watch_ms))?;
         let watches = Arc::new(watches.and_certificate(tls.clone()));
-        let spool = Spool::start(SpoolConfig::new(cfg.data.spool_dir()))
+        let spool = Spool::start(spool_config(cfg))
             .map_err(|error| ProxyError::Spool(error.to_string()))?;
         let policies = Arc::clone(&watches);
         let genai = Arc::new(GenAi::default());
@@ -139,6 +139,7 @@ impl Parts {
         let ingest = IngestConfig {
             observer: Observer::of(move |turn| seen.see(turn)),
             policies: Policies::of(move || policies.snapshot().policies),
+            reserve_dir: spool_config(cfg).reserve_dir,
             drain_ms_max: cfg.limits.ingest_drain_ms,
             ..IngestConfig::new(&cfg.data, secret)
         };
@@ -305,6 +306,18 @@ impl Parts {
         let closed = recorder.close().map_err(|error| ProxyError::Spool(error.to_string()));
         ingest.drain_and_stop();
         closed
+    }
+}
+
+fn spool_config(cfg: &ProxyConfig) -> SpoolConfig {
+    let limits = &cfg.limits;
+    SpoolConfig {
+        queue_records_max: limits.spool_queue_records_max,
+        queue_bytes_max: limits.spool_queue_bytes_max,
+        disk_bytes_max: limits.spool_bytes_max,
+        reserve_dir: Some(cfg.reserve.clone().unwrap_or_else(|| cfg.data.reserve_dir())),
+        reserve_bytes_max: limits.reserve_bytes_max,
+        ..SpoolConfig::new(cfg.data.spool_dir())
     }
 }
 

@@ -27,6 +27,7 @@ use crate::config::Limits;
 use crate::limit::{Limiter, Permit};
 use crate::route;
 use crate::swap::Watches;
+use crate::tap::rest::read_rest;
 use crate::tap::turn::RequestHead;
 use crate::tap::{Recorder, Tap};
 use crate::upstream::retry::{self, Attempt};
@@ -115,6 +116,9 @@ impl Service {
             return Ok(());
         }
         let Some(pinned) = route::pin(&snapshot, policy) else { return Ok(()) };
+        if self.recorder.sheds(&pinned.policy) {
+            return Err(Fault::CAPTURE_FULL);
+        }
         let head = RequestHead {
             method: request.method.as_str(),
             path,
@@ -349,6 +353,10 @@ impl ProxyHttp for Service {
             && !ctx.response_begun
         {
             ctx.fault = Some(fault);
+            if let (Some(tap), ErrorSource::Upstream) = (&mut ctx.tap, e.esource()) {
+                let within = Duration::from_millis(self.limits.rest_read_ms);
+                read_rest(tap, session, self.limits.request_bytes_max, within).await;
+            }
             if let Err(error) = fault.send(session).await {
                 tracing::debug!(%error, "the client went away before it was answered");
             }

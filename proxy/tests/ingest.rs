@@ -213,7 +213,8 @@ fn the_same_spool_read_twice_is_stored_once_and_its_gaps_too() {
     let (_dir, data) = place();
     let turns: Vec<_> = (0..30).map(simple).collect();
     let mut records = both(&turns);
-    let gap = Gap { route: "chat".into(), reason: DropReason::QueueFull, count: 5, at_ms: 1 };
+    let gap =
+        Gap { route: "chat".into(), reason: DropReason::QueueFull, count: 5, from_ms: 1, at_ms: 1 };
     records.insert(7, Record::Gap(gap));
     // Written twice, as after a sync that failed halfway.
     records.extend(both(&turns[25..]));
@@ -393,42 +394,4 @@ fn bodies_that_nobody_can_read_are_stored_all_the_same() {
     assert_eq!(ingest_all(&data).adopted, 1);
     let store = Store::open_read_only(&data.store_path()).unwrap();
     assert!(store.turn(id).unwrap().unwrap().messages.is_empty());
-}
-
-/// Not a test of anything: prints how fast 4 KiB turns go from a dead process's spool into SQLite.
-#[test]
-#[ignore = "a measurement, not a test: cargo test --release -- --ignored --nocapture"]
-fn how_fast_turns_are_ingested() {
-    let (_dir, data) = place();
-    let text = |n: u64| -> String {
-        let word = |i: u64| (n * 7919 + i).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
-        (0..330).map(|i| format!("{:06x}", word(i))).collect()
-    };
-    let count = 20_000;
-    let mut writer = SpoolWriter::create(&SpoolConfig::new(data.spool_dir())).unwrap();
-    for n in 0..count {
-        let (begin, done) = turn(&[user(&text(n))], &text(n + count));
-        writer.append(&Record::Begin(begin)).unwrap();
-        writer.append(&Record::Done(done)).unwrap();
-        if n % 500 == 0 {
-            writer.sync().unwrap();
-        }
-    }
-    writer.sync().unwrap();
-    drop(writer);
-    let (start, before) = (Instant::now(), cpu_seconds());
-    let stats = ingest_all(&data);
-    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - before);
-    assert_eq!(stats.adopted, count);
-    let size = fs::metadata(data.store_path()).unwrap().len() >> 20;
-    let (rate, per_cpu) = (count as f64 / seconds, count as f64 / cpu);
-    println!("{rate:.0} turns/s, {per_cpu:.0} turns per CPU second, {size} MiB");
-}
-
-/// CPU time of this process so far, by the kernel's clock of 100 ticks a second.
-fn cpu_seconds() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks = |at: usize| fields[at].parse::<f64>().unwrap();
-    (ticks(11) + ticks(12)) / 100.0
 }

@@ -62,7 +62,12 @@ impl DataDir {
         self.0.join("store.sqlite")
     }
 
-    /// Parent of one spool directory per proxy process.
+    /// Where segments go while the spool is full or cannot be written.
+    pub fn reserve_dir(&self) -> PathBuf {
+        self.path().join("reserve")
+    }
+
+    /// The directory of all processes' spools.
     pub fn spool_dir(&self) -> PathBuf {
         self.0.join("spool")
     }

@@ -369,6 +369,9 @@ pub struct Gap {
     pub reason: DropReason,
     /// How many.
     pub count: u64,
+    /// When the first of them was dropped, milliseconds since 1970; 0 where it was not noted.
+    #[serde(default)]
+    pub from_ms: i64,
     /// When the last of them was dropped, milliseconds since 1970.
     pub at_ms: i64,
 }
@@ -417,6 +420,13 @@ impl Record {
 
     /// The payload of a spool frame. Cannot fail for the types of this module.
     pub fn encode(&self) -> Vec<u8> {
+        let mut payload = Vec::new();
+        self.encode_to(&mut payload);
+        payload
+    }
+
+    /// Appends the payload of a spool frame.
+    pub fn encode_to(&self, out: &mut Vec<u8>) {
         let (meta, body) = match self {
             Self::Begin(begin) => (serde_json::to_vec(begin), Some(&begin.body)),
             Self::Done(done) => (serde_json::to_vec(done), Some(&done.body)),
@@ -426,11 +436,10 @@ impl Record {
         // `decode`.
         let meta = meta.unwrap_or_default();
         let body = body.map_or(&[][..], |b| &b[..]);
-        let mut payload = Vec::with_capacity(4 + meta.len() + body.len());
-        payload.extend_from_slice(&u32::try_from(meta.len()).unwrap_or(u32::MAX).to_le_bytes());
-        payload.extend_from_slice(&meta);
-        payload.extend_from_slice(body);
-        payload
+        out.reserve(4 + meta.len() + body.len());
+        out.extend_from_slice(&u32::try_from(meta.len()).unwrap_or(u32::MAX).to_le_bytes());
+        out.extend_from_slice(&meta);
+        out.extend_from_slice(body);
     }
 
     /// Reads what [`Record::encode`] wrote. Errors: unknown kind, short payload, meta that is not

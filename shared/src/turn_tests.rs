@@ -39,7 +39,8 @@ fn every_record_comes_back_as_it_was_written() {
         body_truncated: true,
         body_cut: None,
     };
-    let gap = Gap { route: "chat".into(), reason: DropReason::QueueFull, count: 7, at_ms: 1 };
+    let gap =
+        Gap { route: "chat".into(), reason: DropReason::QueueFull, count: 7, from_ms: 1, at_ms: 1 };
     for record in [Record::Begin(begin()), Record::Done(done), Record::Gap(gap)] {
         assert_eq!(Record::decode(record.kind(), &record.encode()).unwrap(), record);
     }

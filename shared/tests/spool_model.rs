@@ -22,7 +22,13 @@ fn any_record() -> impl Strategy<Value = Record> {
     (0u8..3, body, text, any::<u64>()).prop_map(|(kind, body, text, number)| match kind {
         0 => Record::Begin(Begin { route: text, policy_version: number, ..begin(body) }),
         1 => Record::Done(Done { duration_ms: number, ..done(TurnId::now(), body) }),
-        _ => Record::Gap(Gap { route: text, reason: DropReason::Closed, count: number, at_ms: 1 }),
+        _ => Record::Gap(Gap {
+            route: text,
+            reason: DropReason::Closed,
+            count: number,
+            from_ms: 1,
+            at_ms: 1,
+        }),
     })
 }
 

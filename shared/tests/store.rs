@@ -315,7 +315,13 @@ fn a_finished_round_uses_up_its_train_split_and_an_abandoned_one_does_not() {
 #[test]
 fn drops_add_up_and_come_with_the_batch() {
     let mut place = place();
-    let gap = |count| Gap { route: "chat".into(), reason: DropReason::QueueFull, count, at_ms: 1 };
+    let gap = |count| Gap {
+        route: "chat".into(),
+        reason: DropReason::QueueFull,
+        count,
+        from_ms: 1,
+        at_ms: 1,
+    };
     place.store.add_drop(&gap(2)).unwrap();
     let batch = Batch { gaps: vec![gap(3)], pos: Some(pos(7)), ..Batch::default() };
     place.store.commit_batch(&batch).unwrap();
@@ -366,7 +372,13 @@ fn the_file_is_whole_durable_and_ours() {
     assert_eq!(reader.counts().unwrap().turns, 1);
     assert!(
         reader
-            .add_drop(&Gap { route: String::new(), reason: DropReason::Closed, count: 1, at_ms: 0 })
+            .add_drop(&Gap {
+                route: String::new(),
+                reason: DropReason::Closed,
+                count: 1,
+                from_ms: 0,
+                at_ms: 0
+            })
             .is_err()
     );
     raw.pragma_update(None, "user_version", 99).unwrap();

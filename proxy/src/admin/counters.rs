@@ -16,7 +16,7 @@ pub const BUCKETS_MS: [u64; 12] =
     [1, 5, 20, 50, 100, 250, 500, 1_000, 2_500, 10_000, 60_000, 300_000];
 
 /// All answers of the proxy's own, in the order in which they are counted.
-pub const FAULTS: [Fault; 15] = [
+pub const FAULTS: [Fault; 16] = [
     Fault::ADMIN_ROUTE,
     Fault::BODY_TOO_LARGE,
     Fault::ENGINE_UNAVAILABLE,
@@ -26,6 +26,7 @@ pub const FAULTS: [Fault; 15] = [
     Fault::CONCURRENCY_LIMITED,
     Fault::BAD_REQUEST,
     Fault::CLIENT_TIMEOUT,
+    Fault::CAPTURE_FULL,
     Fault::INTERNAL,
     Fault::TARGET_TOO_LONG,
     Fault::HEADERS_TOO_LARGE,

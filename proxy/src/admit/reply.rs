@@ -167,6 +167,17 @@ impl Fault {
         "request_timeout",
         "The request body did not arrive in time. Send it again.",
     );
+    /// The route sheds requests that cannot be recorded, and none can be now.
+    pub const CAPTURE_FULL: Self = Self {
+        retry_after_s: Some(5),
+        ..fault(
+            503,
+            "server_error",
+            "capture_full",
+            "This proxy may answer only what it can record, and has no room to record now. Retry \
+             shortly; operators: see disk space and the store with `hone status`.",
+        )
+    };
     /// Something in the proxy failed.
     pub const INTERNAL: Self = fault(
         500,

@@ -93,6 +93,8 @@ impl std::fmt::Debug for Observer {
 pub struct IngestConfig {
     /// The directory of all processes' spools.
     pub spool_dir: PathBuf,
+    /// The reserve of the spool, if it has one.
+    pub reserve_dir: Option<PathBuf>,
     /// The SQLite file.
     pub store_path: PathBuf,
     /// The secret of the data directory; keys the links.
@@ -103,6 +105,9 @@ pub struct IngestConfig {
     pub policies: Policies,
     /// Most turns of one transaction.
     pub batch_turns_max: usize,
+    /// How long a batch that is not full waits for more turns, milliseconds: a commit per turn
+    /// would write the same pages again and again.
+    pub batch_ms_max: u64,
     /// Most bytes of bodies of one transaction.
     pub batch_bytes_max: usize,
     /// Most turns of one process that wait for their end; the oldest is then stored as
@@ -132,11 +137,13 @@ impl IngestConfig {
     pub fn new(data: &DataDir, secret: [u8; 32]) -> Self {
         Self {
             spool_dir: data.spool_dir(),
+            reserve_dir: Some(data.reserve_dir()),
             store_path: data.store_path(),
             secret,
             observer: Observer::default(),
             policies: Policies::default(),
             batch_turns_max: 512,
+            batch_ms_max: 50,
             batch_bytes_max: 4 << 20,
             open_turns_max: 65_536,
             open_bytes_max: 32 << 20,
@@ -173,10 +180,19 @@ pub struct IngestStats {
     pub adopted_dropped: BTreeMap<DropReason, u64>,
     /// Turns whose end has not yet been read.
     pub open: usize,
-    /// For how long there has been something to store, milliseconds.
+    /// Age of the oldest ended turn that is read and not yet stored, milliseconds; 0 when there is
+    /// none.
     pub lag_ms: u64,
     /// Transactions.
     pub commits: u64,
+    /// Time spent in transactions that succeeded, microseconds.
+    pub commit_us_sum: u64,
+    /// The longest of them, microseconds.
+    pub commit_us_max: u64,
+    /// Size of the store's write-ahead log after the last transaction, bytes.
+    pub wal_bytes: u64,
+    /// Size of the store without its log after the last transaction, bytes.
+    pub store_bytes: u64,
     /// Reads and commits that failed and were tried again.
     pub errors: u64,
     /// What the last of them said; `None` once one succeeded.

@@ -8,6 +8,7 @@
 //! and no turn that began in it is still open.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use hone_shared::spool::{ClaimedDir, DirReader, Follower, Item, Position, SpoolError};
@@ -50,7 +51,7 @@ pub(super) struct Source {
     pub(super) boot: String,
     pub(super) follower: Option<Follower>,
     claim: Option<ClaimedDir>,
-    dir: PathBuf,
+    dirs: Vec<PathBuf>,
     reader: DirReader,
     /// Items before this were stored by an earlier run.
     applied: Position,
@@ -62,28 +63,28 @@ pub(super) struct Source {
 impl Source {
     /// The spool of this process.
     pub(super) fn live(follower: Follower) -> Self {
-        let (boot, dir) = (follower.boot().to_owned(), follower.dir().to_owned());
+        let (boot, dirs) = (follower.boot().to_owned(), follower.dirs().to_owned());
         let reader = DirReader::live(follower.clone());
-        Self::new(boot, dir, reader, Some(follower), None)
+        Self::new(boot, dirs, reader, Some(follower), None)
     }
 
     /// The spool of a dead process.
     pub(super) fn dead(claim: ClaimedDir) -> Self {
-        let (boot, dir) = (claim.boot.clone(), claim.path.clone());
-        let reader = DirReader::dead(&dir);
-        Self::new(boot, dir, reader, None, Some(claim))
+        let (boot, dirs) = (claim.boot.clone(), claim.dirs.clone());
+        let reader = DirReader::dead_in(dirs.clone());
+        Self::new(boot, dirs, reader, None, Some(claim))
     }
 
     fn new(
         boot: String,
-        dir: PathBuf,
+        dirs: Vec<PathBuf>,
         reader: DirReader,
         follower: Option<Follower>,
         claim: Option<ClaimedDir>,
     ) -> Self {
         let (open, applied) = (BTreeMap::new(), Position::default());
         let (resumed, open_bytes) = (false, 0);
-        Self { boot, follower, claim, dir, reader, applied, resumed, open, open_bytes }
+        Self { boot, follower, claim, dirs, reader, applied, resumed, open, open_bytes }
     }
 
     /// Whether it is this process's own.
@@ -167,17 +168,18 @@ impl Source {
     }
 
     fn done(&mut self, done: Done, fresh: bool) -> Result<Event, SpoolError> {
-        let Some(turn) = self.open.get(&done.turn_id) else {
+        let Some(turn) = self.open.get_mut(&done.turn_id) else {
             return Ok(if fresh { Event::Orphan(done.turn_id) } else { Event::Nothing });
         };
-        let begin = match (fresh && !turn.lost, &turn.begin) {
+        let (at, lost, kept) = (turn.at, turn.lost, turn.begin.take());
+        let bytes = kept.as_ref().map_or(0, weight);
+        self.open_bytes = self.open_bytes.saturating_sub(bytes);
+        let begin = match (fresh && !lost, kept) {
             (false, _) => None,
-            (true, Some(begin)) => Some(begin.clone()),
-            (true, None) => self.read_again(turn.at)?,
+            (true, Some(begin)) => Some(begin),
+            (true, None) => self.read_again(at)?,
         };
-        let lost = turn.lost;
-        let turn = self.open.remove(&done.turn_id);
-        self.forget_bytes(turn.as_ref());
+        self.open.remove(&done.turn_id);
         Ok(match begin {
             Some(begin) => Event::Turn(Box::new((begin, Some(done)))),
             None if fresh && !lost => Event::Lost(DropReason::BeginLost),
@@ -239,8 +241,12 @@ impl Source {
         self.reader.delete_before(u32::MAX, &BTreeSet::new())?;
         match self.claim.take() {
             Some(claim) => claim.remove(),
-            None => std::fs::remove_dir(&self.dir)
-                .map_err(|source| SpoolError::Io { path: self.dir.clone(), source }),
+            None => self.dirs.iter().try_for_each(|dir| match std::fs::remove_dir(dir) {
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                    Ok(())
+                }
+                removed => removed.map_err(|source| SpoolError::Io { path: dir.clone(), source }),
+            }),
         }
     }
 }

@@ -3,11 +3,13 @@
 //! Invariant: a batch is held until it is committed; reading goes on only after that.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use hone_shared::clock::now_ms;
-use hone_shared::spool::{Follower, claim_dead};
+use hone_shared::spool::{Follower, claim_dead_in};
 use hone_shared::store::{Batch, IngestTurn, Inserted, Store, StoreError};
 use hone_shared::turn::{DropReason, Gap, TurnId};
 
@@ -29,6 +31,10 @@ struct Gathered {
     orphans: Vec<TurnId>,
     lost: Vec<DropReason>,
     bytes: usize,
+    /// When the first of it was read.
+    since: Option<Instant>,
+    /// When the oldest and the youngest of its turns ended, milliseconds since 1970.
+    ended_ms: Option<(i64, i64)>,
     /// Whether the source has nothing more to read for now.
     dry: bool,
     /// Whether the source is over and every turn of it is settled.
@@ -46,6 +52,8 @@ pub(super) struct Worker {
     cfg: IngestConfig,
     shared: Arc<Shared>,
     store: Option<Store>,
+    /// Device and inode of the store's file.
+    store_file: Option<(u64, u64)>,
     sources: Vec<Source>,
     /// Directories that could not be removed; they stay until the next start.
     stuck: BTreeSet<String>,
@@ -53,6 +61,8 @@ pub(super) struct Worker {
     unreadable: bool,
     adopted_at: Option<Instant>,
     upkeep_at: Instant,
+    /// Only one spool is being read, so that waiting for it holds up no other.
+    alone: bool,
 }
 
 impl Worker {
@@ -63,11 +73,13 @@ impl Worker {
             cfg,
             shared,
             store: None,
+            store_file: None,
             sources,
             stuck,
             unreadable: false,
             adopted_at: None,
             upkeep_at,
+            alone: false,
         }
     }
 
@@ -104,14 +116,16 @@ impl Worker {
         let own = Follower::take_unread(&self.cfg.spool_dir);
         self.sources.extend(own.into_iter().map(Source::live));
         let every = Duration::from_millis(self.cfg.adopt_every_ms);
-        if self.adopted_at.is_some_and(|at| at.elapsed() < every) || !self.cfg.spool_dir.exists() {
+        if self.adopted_at.is_some_and(|at| at.elapsed() < every) {
             return;
         }
         self.adopted_at = Some(Instant::now());
         let skip = |boot: &str| {
             self.stuck.contains(boot) || self.sources.iter().any(|source| source.boot == boot)
         };
-        match claim_dead(&self.cfg.spool_dir, &skip) {
+        let mut roots = vec![self.cfg.spool_dir.clone()];
+        roots.extend(self.cfg.reserve_dir.clone());
+        match claim_dead_in(&roots, &skip) {
             Ok(claimed) => {
                 for claim in claimed {
                     tracing::info!(boot = claim.boot, "adopting the spool of a dead process");
@@ -125,6 +139,7 @@ impl Worker {
     /// One batch of each source. Returns whether there was anything to do.
     fn pass(&mut self) -> Result<bool, OutOfTime> {
         let mut busy = false;
+        self.alone = self.sources.len() == 1;
         let mut sources = std::mem::take(&mut self.sources).into_iter();
         let mut kept = Vec::new();
         let mut result = Ok(());
@@ -167,15 +182,21 @@ impl Worker {
         if gathered.is_empty() {
             return Ok((!gathered.dry, gathered.over));
         }
-        lock(&self.shared.figures).behind_since_ms.get_or_insert_with(now_ms);
+        let oldest = gathered.ended_ms.map_or_else(now_ms, |(oldest, _)| oldest);
+        lock(&self.shared.figures).behind_since_ms.get_or_insert(oldest);
         for reason in &gathered.lost {
             let (route, at_ms) = (String::new(), now_ms());
-            gathered.batch.gaps.push(Gap { route, reason: *reason, count: 1, at_ms });
+            let gap = Gap { route, reason: *reason, count: 1, from_ms: at_ms, at_ms };
+            gathered.batch.gaps.push(gap);
         }
         gathered.batch.pos = Some(source.pos());
         let batch = &gathered.batch;
-        let inserted = self.with_store(|store| store.commit_batch(batch))?;
+        let (inserted, took) = self.with_store(|store| {
+            let began = Instant::now();
+            store.commit_batch(batch).map(|inserted| (inserted, began.elapsed()))
+        })?;
         self.count(source.is_own(), &inserted, &gathered);
+        self.measure(took);
         if let Err(error) = source.release() {
             self.failed(&error);
         }
@@ -197,6 +218,7 @@ impl Worker {
             };
             match event {
                 Ok(Some(event)) => self.take(event, &mut gathered),
+                Ok(None) if !over && self.wait_for_more(source, &gathered) => {}
                 Ok(None) => {
                     (gathered.dry, gathered.over) = (true, over);
                     break;
@@ -211,10 +233,30 @@ impl Worker {
         gathered
     }
 
+    /// Waits for more of a batch that is neither full nor old. `false`: it is to be committed now.
+    fn wait_for_more(&self, source: &Source, gathered: &Gathered) -> bool {
+        let Some(follower) = source.follower.as_ref().filter(|_| self.alone) else { return false };
+        let stopping = || lock(&self.shared.stop).is_some();
+        let Some(since) = gathered.since.filter(|_| !stopping()) else { return false };
+        let left = Duration::from_millis(self.cfg.batch_ms_max).saturating_sub(since.elapsed());
+        if left.is_zero() {
+            return false;
+        }
+        follower.wait(source.read_upto(), left);
+        true
+    }
+
     fn take(&self, event: Event, gathered: &mut Gathered) {
+        if !matches!(event, Event::Nothing) {
+            gathered.since.get_or_insert_with(Instant::now);
+        }
         match event {
             Event::Turn(turn) => {
                 let (begin, done) = *turn;
+                let lasted = done.as_ref().map_or(0, |done| done.duration_ms.cast_signed());
+                let end = begin.started_ms.saturating_add(lasted);
+                let (oldest, youngest) = gathered.ended_ms.unwrap_or((end, end));
+                gathered.ended_ms = Some((oldest.min(end), youngest.max(end)));
                 gathered.bytes +=
                     begin.body.len() + done.as_ref().map_or(0, |done| done.body.len());
                 gathered.ids.insert(begin.turn_id);
@@ -247,9 +289,8 @@ impl Worker {
             self.cfg.observer.see(&gathered.batch.turns);
         }
         let mut figures = lock(&self.shared.figures);
-        if gathered.dry {
-            figures.behind_since_ms = None;
-        }
+        figures.behind_since_ms =
+            gathered.ended_ms.filter(|_| !gathered.dry).map(|(_, youngest)| youngest);
         let stats = &mut figures.stats;
         *(if own { &mut stats.stored } else { &mut stats.adopted }) += inserted.stored;
         stats.duplicates += inserted.duplicates;
@@ -263,6 +304,19 @@ impl Worker {
         if inserted.refused > 0 {
             *dropped.entry(DropReason::Undecodable).or_default() += inserted.refused;
         }
+    }
+
+    /// Figures of a transaction that took so long.
+    fn measure(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let mut log = self.cfg.store_path.clone().into_os_string();
+        log.push("-wal");
+        let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
+        let (store_bytes, wal_bytes) = (bytes(&self.cfg.store_path), bytes(Path::new(&log)));
+        let stats = &mut lock(&self.shared.figures).stats;
+        (stats.store_bytes, stats.wal_bytes) = (store_bytes, wal_bytes);
+        stats.commit_us_sum += us;
+        stats.commit_us_max = stats.commit_us_max.max(us);
     }
 
     /// Everything of a source is stored: its directory goes, then its position.
@@ -303,11 +357,14 @@ impl Worker {
     }
 
     fn open_store(&mut self) -> Result<&mut Store, StoreError> {
+        let file = || std::fs::metadata(&self.cfg.store_path).map(|m| (m.dev(), m.ino())).ok();
         let store = match self.store.take() {
-            Some(store) => store,
-            None => {
+            // A file that was moved away would still take every turn, and nobody would find them.
+            Some(store) if self.store_file == file() => store,
+            _ => {
                 let store = Store::open(&self.cfg.store_path)?;
                 store.set_busy_timeout(Duration::from_millis(self.cfg.busy_ms_max))?;
+                self.store_file = file();
                 store
             }
         };

@@ -123,6 +123,11 @@ impl Capture {
         (self.held, self.len, self.missing, self.ends) = (0, 0, false, None);
     }
 
+    /// Bytes that came past so far.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
     /// Notes that part of the body never came past.
     pub fn cut(&mut self) {
         self.missing = true;

@@ -10,8 +10,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hone_shared::spool::{Spool, SpoolError, SpoolStats};
-use hone_shared::turn::{Begin, Done, Record};
+use hone_shared::policy::{RoutePolicy, WhenFull};
+use hone_shared::spool::{Health, Spool, SpoolError, SpoolStats};
+use hone_shared::turn::{Begin, Done, DropReason, Record};
 
 use super::capture::Budget;
 
@@ -60,6 +61,22 @@ impl Recorder {
         if let Err(reason) = self.spool.try_send(Record::Done(done)) {
             tracing::warn!(%reason, "the end of a turn could not be recorded");
         }
+    }
+
+    /// Whether a request of this route must be refused now, because it could not be recorded and
+    /// its policy wants no request to pass unrecorded. Counts it as dropped if so.
+    pub fn sheds(&self, policy: &RoutePolicy) -> bool {
+        let sheds = policy.capture.when_full == WhenFull::Shed && self.health() == Health::Full;
+        if sheds {
+            self.opened.fetch_add(1, Ordering::Relaxed);
+            self.spool.count_drop(&policy.name, DropReason::Shed, 1);
+        }
+        sheds
+    }
+
+    /// Whether turns can be recorded: one atomic load.
+    pub fn health(&self) -> Health {
+        self.spool.health()
     }
 
     /// Turns opened since the start.

@@ -117,6 +117,16 @@ impl Tap {
         }
     }
 
+    /// Whether the request body is still to come, or part of it.
+    pub fn wants_body(&self) -> bool {
+        self.begin.is_some()
+    }
+
+    /// Bytes of the request body that came past.
+    pub fn request_len(&self) -> u64 {
+        self.request.len()
+    }
+
     /// A piece of the request body; `end` when it is the last. Hands the first half over at the
     /// end.
     pub fn request_chunk(&mut self, chunk: &[u8], end: bool) {

@@ -117,10 +117,20 @@ fn position(store: &Store, boot: &str) -> Option<Position> {
     Some(Position { segment: pos.segment, offset: pos.offset })
 }
 
+/// What is not stored yet, in the spool and in its reserve.
+fn unstored(store: &Store, data: &DataDir) -> Result<spool::Unstored, ForgetError> {
+    let mut sum = spool::Unstored::default();
+    for dir in [data.spool_dir(), data.reserve_dir()] {
+        let left = spool::unstored(&dir, &mut |boot| position(store, boot))?;
+        (sum.ended, sum.open) = (sum.ended + left.ended, sum.open + left.open);
+    }
+    Ok(sum)
+}
+
 fn wait_for_ingest(store: &Store, data: &DataDir, options: &Options) -> Result<(), ForgetError> {
     let since = Instant::now();
     loop {
-        let left = spool::unstored(&data.spool_dir(), &mut |boot| position(store, boot))?;
+        let left = unstored(store, data)?;
         if left.ended == 0 {
             return Ok(());
         }
@@ -140,7 +150,7 @@ fn describe(
 ) -> Result<Plan, ForgetError> {
     let rounds = store.rounds_using(concerned.all())?;
     let tainted = tainted_by(registry, concerned, &rounds)?;
-    let left = spool::unstored(&data.spool_dir(), &mut |boot| position(store, boot))?;
+    let left = unstored(store, data)?;
     Ok(Plan {
         kind: kind.to_owned(),
         turns: concerned.turns.iter().copied().collect(),
@@ -185,9 +195,11 @@ fn finish(
     report.erased.verdicts += store.erase_hints(&concerned.hinted)?;
     // Without turns nothing was deleted now; an earlier, interrupted call may have deleted.
     if !concerned.turns.is_empty() {
-        let scrubbed = spool::scrub(&data.spool_dir(), &|turn| concerned.turns.contains(&turn))?;
-        report.spool_records = scrubbed.frames;
-        report.quarantined_segments = scrubbed.quarantined;
+        for dir in [data.spool_dir(), data.reserve_dir()] {
+            let scrubbed = spool::scrub(&dir, &|turn| concerned.turns.contains(&turn))?;
+            report.spool_records += scrubbed.frames;
+            report.quarantined_segments += scrubbed.quarantined;
+        }
         rewrite(store, options)?;
     }
     // A round that was past the point of no return may have published meanwhile.

@@ -45,7 +45,7 @@ pub use redaction::RedactionPolicy;
 pub use retention::RetentionPolicy;
 pub use route::{
     CapturePolicy, Precision, RoundPolicy, RouteMatch, RoutePolicy, StopPolicy, Teacher,
-    TrainPolicy,
+    TrainPolicy, WhenFull,
 };
 pub use traffic::TrafficPolicy;
 pub use watch::{Policies, PolicyWatch};

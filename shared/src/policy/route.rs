@@ -105,6 +105,20 @@ pub struct CapturePolicy {
     pub request_bytes_max: u64,
     /// Bytes of a response body.
     pub response_bytes_max: u64,
+    /// What becomes of requests while nothing can be recorded.
+    pub when_full: WhenFull,
+}
+
+/// What a route does while no turn can be recorded: queue, spool and reserve are full or cannot be
+/// written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenFull {
+    /// Traffic goes on; the loss is counted and noted in the store.
+    #[default]
+    Pass,
+    /// New requests are answered with 503 until there is room; they count as dropped (`shed`).
+    Shed,
 }
 
 /// When a round starts and what it takes.
@@ -227,6 +241,8 @@ struct RawMatch {
 struct RawCapture {
     request_bytes_max: Option<f64>,
     response_bytes_max: Option<f64>,
+    #[serde(default)]
+    when_full: WhenFull,
 }
 
 #[derive(Default, Deserialize)]
@@ -301,6 +317,7 @@ impl RoutePolicy {
                     .long("capture.request_bytes_max", raw.capture.request_bytes_max)?,
                 response_bytes_max: check
                     .long("capture.response_bytes_max", raw.capture.response_bytes_max)?,
+                when_full: raw.capture.when_full,
             },
             traffic: raw.traffic.check(&check)?,
             judge: raw.judge,

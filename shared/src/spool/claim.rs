@@ -1,30 +1,33 @@
 //! Taking over the spools of dead processes.
 //!
-//! A process holds an flock on its directory for as long as it lives; the kernel releases it at
-//! death, however it dies.
+//! A process holds an flock on each of its directories (in the spool, in the reserve) for as long
+//! as it lives; the kernel releases them at death, however it dies.
 //! Invariant: a directory is read by its own process or by the one process that holds its lock,
 //! never by two.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{QUARANTINE, SpoolError, at};
+use super::{QUARANTINE, SpoolError, at, is_missing};
 
-/// The directory of a dead process, locked by us until this is dropped.
+/// The directories of a dead process, locked by us until this is dropped.
 #[derive(Debug)]
 pub struct ClaimedDir {
-    /// The directory.
+    /// The first of the directories.
     pub path: PathBuf,
-    /// Its name.
+    /// Their name.
     pub boot: String,
-    _lock: File,
+    /// All of them: in the spool and in the reserve.
+    pub dirs: Vec<PathBuf>,
+    _locks: Vec<File>,
 }
 
 impl ClaimedDir {
-    /// Removes the directory once all its segments are gone.
+    /// Removes the directories once all their segments are gone.
     pub fn remove(self) -> Result<(), SpoolError> {
-        fs::remove_dir(&self.path).map_err(at(&self.path))
+        self.dirs.iter().try_for_each(|dir| fs::remove_dir(dir).map_err(at(dir)))
     }
 }
 
@@ -34,31 +37,53 @@ pub fn claim_dead(
     spool: &Path,
     skip: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<ClaimedDir>, SpoolError> {
-    let mut claimed = Vec::new();
-    for entry in fs::read_dir(spool).map_err(at(spool))? {
-        let entry = entry.map_err(at(spool))?;
-        let Ok(boot) = entry.file_name().into_string() else { continue };
-        let ours = boot == QUARANTINE || boot.starts_with('.') || skip(&boot);
-        if ours || !entry.file_type().map_err(at(spool))?.is_dir() {
-            continue;
-        }
-        claimed.extend(claim(&entry.path(), boot)?);
-    }
-    claimed.sort_by(|a, b| a.boot.cmp(&b.boot));
-    Ok(claimed)
+    claim_dead_in(&[spool.to_owned()], skip)
 }
 
-fn claim(path: &Path, boot: String) -> Result<Option<ClaimedDir>, SpoolError> {
-    let Ok(lock) = File::open(path) else { return Ok(None) };
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(source)) => return Err(at(path)(source)),
+/// As [`claim_dead`], over a spool and its reserve. A root that does not exist is empty.
+pub fn claim_dead_in(
+    roots: &[PathBuf],
+    skip: &dyn Fn(&str) -> bool,
+) -> Result<Vec<ClaimedDir>, SpoolError> {
+    let mut boots = BTreeSet::new();
+    for root in roots {
+        let entries = match fs::read_dir(root) {
+            Err(error) if is_missing(&error) => continue,
+            entries => entries.map_err(at(root))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(at(root))?;
+            let Ok(boot) = entry.file_name().into_string() else { continue };
+            let ours = boot == QUARANTINE || boot.starts_with('.') || skip(&boot);
+            if !ours && entry.file_type().map_err(at(root))?.is_dir() {
+                boots.insert(boot);
+            }
+        }
     }
-    // Another process may have finished and removed it, and even made it anew, between our open and
-    // our lock.
-    let held = lock.metadata().map_err(at(path))?;
-    let same =
-        fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino()));
-    Ok(same.then(|| ClaimedDir { path: path.to_owned(), boot, _lock: lock }))
+    let claims = boots.into_iter().map(|boot| claim(roots, boot));
+    claims.filter_map(Result::transpose).collect()
+}
+
+fn claim(roots: &[PathBuf], boot: String) -> Result<Option<ClaimedDir>, SpoolError> {
+    let (mut dirs, mut locks) = (Vec::new(), Vec::new());
+    for dir in roots.iter().map(|root| root.join(&boot)) {
+        let Ok(lock) = File::open(&dir) else { continue };
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(source)) => return Err(at(&dir)(source)),
+        }
+        // Another process may have finished and removed it, and even made it anew, between our open
+        // and our lock.
+        let held = lock.metadata().map_err(at(&dir))?;
+        let same =
+            fs::metadata(&dir).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino()));
+        if !same {
+            return Ok(None);
+        }
+        dirs.push(dir);
+        locks.push(lock);
+    }
+    let Some(path) = dirs.first().cloned() else { return Ok(None) };
+    Ok(Some(ClaimedDir { path, boot, dirs, _locks: locks }))
 }

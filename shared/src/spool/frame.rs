@@ -23,7 +23,9 @@ const CRC_AT: usize = 26;
 pub(super) const HEADER_BYTES: usize = 30;
 const ZSTD: u8 = 1;
 const GAP: u8 = 3;
-const ZSTD_ABOVE_BYTES: usize = 1024;
+/// A segment lives for seconds, and a turn of a few KiB is written faster than it is packed; long
+/// contexts repeat themselves and would fill the disk's bandwidth.
+const ZSTD_ABOVE_BYTES: usize = 64 << 10;
 
 /// What lies at an offset of a segment.
 #[derive(Debug)]
@@ -43,20 +45,35 @@ pub(super) enum Frame {
 /// Appends the frame of a record to `out`. A body that makes the payload too long is cut and marked
 /// as truncated.
 pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
-    let payload = record.encode();
-    let payload =
-        if payload.len() > PAYLOAD_BYTES_MAX { cut(record, payload.len()) } else { payload };
-    let packed = compress(&payload);
-    let (flags, payload) = packed.as_ref().map_or((0, &payload), |packed| (ZSTD, packed));
     let start = out.len();
-    out.extend_from_slice(&MAGIC.to_le_bytes());
-    out.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
-    out.push(record.kind());
-    out.push(flags);
-    out.extend_from_slice(record.turn_id().0.as_bytes());
-    let crc = checksum(out.get(start..).unwrap_or_default(), payload);
-    out.extend_from_slice(&crc.to_le_bytes());
-    out.extend_from_slice(payload);
+    let payload_at = start + HEADER_BYTES;
+    out.resize(payload_at, 0);
+    record.encode_to(out);
+    let len = out.len() - payload_at;
+    if len > PAYLOAD_BYTES_MAX {
+        out.truncate(payload_at);
+        out.extend_from_slice(&cut(record, len));
+    }
+    let mut flags = 0;
+    if let Some(packed) = out.get(payload_at..).and_then(compress) {
+        out.truncate(payload_at);
+        out.extend_from_slice(&packed);
+        flags = ZSTD;
+    }
+    let Some((header, payload)) =
+        out.get_mut(start..).and_then(|frame| frame.split_at_mut_checked(HEADER_BYTES))
+    else {
+        return;
+    };
+    let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    let mut fields = Vec::with_capacity(HEADER_BYTES);
+    fields.extend_from_slice(&MAGIC.to_le_bytes());
+    fields.extend_from_slice(&len.to_le_bytes());
+    fields.extend_from_slice(&[record.kind(), flags]);
+    fields.extend_from_slice(record.turn_id().0.as_bytes());
+    let crc = checksum(&fields, payload);
+    fields.extend_from_slice(&crc.to_le_bytes());
+    header.copy_from_slice(&fields);
 }
 
 /// The payload with so much less body that it fits.

@@ -1,8 +1,4 @@
-//! The handle that the tap holds, and the one thread that writes.
-//!
-//! The thread takes what waits, appends it at once and syncs in groups. When the disk refuses, it
-//! keeps what it has, tries again after a pause and lets the queue fill: traffic goes on, and what
-//! no longer fits is counted as dropped.
+//! The handle that the tap holds, and the one that the ingest holds.
 //!
 //! Invariant: [`Spool::try_send`] takes one short lock and never waits for the disk.
 
@@ -11,15 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::health::{Health, Shown, Signs};
 use super::queue::Queue;
-use super::{Position, SpoolConfig, SpoolError, SpoolWriter, at, disk_bytes};
+use super::task::Task;
+use super::{Position, SpoolConfig, SpoolError, SpoolWriter, at};
 use crate::clock::now_ms;
 use crate::turn::{DropReason, Record};
-
-/// How often the disk is measured and gaps are written, at most.
-const UPKEEP: Duration = Duration::from_secs(1);
 
 /// Numbers of one spool since it was started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,14 +34,20 @@ pub struct SpoolStats {
     pub queued_records: usize,
     /// Bytes that wait in memory.
     pub queued_bytes: usize,
-    /// Bytes of all segments on disk, as last measured, plus what was written since.
+    /// Bytes of all segments in the spool, as last measured, plus what was written since.
     pub disk_bytes: u64,
+    /// The same of the reserve.
+    pub reserve_bytes: u64,
+    /// Whether the open segment lies in the reserve.
+    pub on_reserve: bool,
     /// Writes and syncs that failed.
     pub write_errors: u64,
     /// Whether the last write failed and is being tried again.
     pub degraded: bool,
-    /// Whether the disk quota is used up.
+    /// Whether the quotas of the spool and of the reserve are used up.
     pub disk_full: bool,
+    /// All that in one word.
+    pub health: Health,
 }
 
 /// The spools of this process that nobody reads yet. Like the locks on their directories, a fact of
@@ -54,26 +55,44 @@ pub struct SpoolStats {
 /// gets each of them.
 static UNREAD: Mutex<Vec<Follower>> = Mutex::new(Vec::new());
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Durable {
-    upto: Position,
-    closed: bool,
+#[derive(Debug, Default)]
+pub(super) struct Durable {
+    pub(super) upto: Position,
+    pub(super) closed: bool,
+    /// Durable lengths of ended segments. One entry per segment that was not yet read to its end.
+    pub(super) sealed: BTreeMap<u32, u64>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    queue: Mutex<Queue>,
-    filled: Condvar,
-    durable: Mutex<Durable>,
-    advanced: Condvar,
-    disk_bytes: AtomicU64,
-    disk_full: AtomicBool,
-    write_errors: AtomicU64,
-    degraded: AtomicBool,
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) queue: Mutex<Queue>,
+    pub(super) filled: Condvar,
+    pub(super) durable: Mutex<Durable>,
+    pub(super) advanced: Condvar,
+    /// Bytes in the spool and in the reserve.
+    pub(super) used: [AtomicU64; 2],
+    pub(super) disk_full: AtomicBool,
+    pub(super) on_reserve: AtomicBool,
+    pub(super) write_errors: AtomicU64,
+    pub(super) degraded: AtomicBool,
+    pub(super) health: Shown,
+}
+
+impl Shared {
+    /// Decides how the spool is doing.
+    pub(super) fn assess(&self, cfg: &SpoolConfig, queue: &mut Queue) {
+        let failing = self.degraded.load(Ordering::Relaxed);
+        let signs = Signs {
+            queue_per_mille: queue.used_per_mille(cfg),
+            disk_full: self.disk_full.load(Ordering::Relaxed),
+            trouble: failing || self.on_reserve.load(Ordering::Relaxed),
+        };
+        queue.judge.decide(&self.health, signs, Duration::from_millis(cfg.recover_ms));
+    }
 }
 
 /// A panic elsewhere must not take the spool down: its plain counters stay valid.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -91,30 +110,13 @@ impl Spool {
     /// or locked.
     pub fn start(cfg: SpoolConfig) -> Result<Self, SpoolError> {
         let writer = SpoolWriter::create(&cfg)?;
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            filled: Condvar::new(),
-            durable: Mutex::default(),
-            advanced: Condvar::new(),
-            disk_bytes: AtomicU64::new(disk_bytes(&cfg.dir)),
-            disk_full: AtomicBool::new(false),
-            write_errors: AtomicU64::new(0),
-            degraded: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::default());
         let follower = Follower {
-            dir: writer.dir().to_owned(),
+            dirs: writer.dirs(),
             boot: writer.boot().to_owned(),
             shared: Arc::clone(&shared),
         };
-        let mut task = Task {
-            cfg: cfg.clone(),
-            writer,
-            shared: Arc::clone(&shared),
-            begins: 0,
-            upkeep_at: Instant::now(),
-            closing_since: None,
-        };
-        task.measure();
+        let task = Task::new(cfg.clone(), writer, Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name("spool".to_owned())
             .spawn(move || task.run())
@@ -129,9 +131,23 @@ impl Spool {
     /// refused as `BeginLost` without being counted again.
     pub fn try_send(&self, record: Record) -> Result<(), DropReason> {
         let full = self.shared.disk_full.load(Ordering::Relaxed);
-        lock(&self.shared.queue).offer(&self.cfg, full, record)?;
-        self.shared.filled.notify_one();
-        Ok(())
+        let mut queue = lock(&self.shared.queue);
+        let begins = matches!(record, Record::Begin(_));
+        let offered = queue.offer(&self.cfg, full, record);
+        if begins {
+            self.shared.assess(&self.cfg, &mut queue);
+        }
+        let awaited = std::mem::take(&mut queue.awaited);
+        drop(queue);
+        if awaited {
+            self.shared.filled.notify_one();
+        }
+        offered
+    }
+
+    /// How the spool is doing: one atomic load, for every request that must not pass unrecorded.
+    pub fn health(&self) -> Health {
+        self.shared.health.get()
     }
 
     /// Counts turns that the caller dropped before they came here, so that the sum stays exact.
@@ -149,6 +165,8 @@ impl Spool {
     /// The numbers now.
     pub fn stats(&self) -> SpoolStats {
         let queue = lock(&self.shared.queue);
+        let used =
+            |tier: usize| self.shared.used.get(tier).map_or(0, |n| n.load(Ordering::Relaxed));
         SpoolStats {
             requests: queue.requests,
             accepted: queue.accepted,
@@ -157,7 +175,10 @@ impl Spool {
             open: queue.open(),
             queued_records: queue.len(),
             queued_bytes: queue.bytes(),
-            disk_bytes: self.shared.disk_bytes.load(Ordering::Relaxed),
+            disk_bytes: used(0),
+            reserve_bytes: used(1),
+            on_reserve: self.shared.on_reserve.load(Ordering::Relaxed),
+            health: self.shared.health.get(),
             write_errors: self.shared.write_errors.load(Ordering::Relaxed),
             degraded: self.shared.degraded.load(Ordering::Relaxed),
             disk_full: self.shared.disk_full.load(Ordering::Relaxed),
@@ -190,7 +211,7 @@ impl Drop for Spool {
 /// Tells the reader of this process's own spool how far it may read.
 #[derive(Debug, Clone)]
 pub struct Follower {
-    dir: PathBuf,
+    dirs: Vec<PathBuf>,
     boot: String,
     shared: Arc<Shared>,
 }
@@ -199,14 +220,30 @@ impl Follower {
     /// Takes the spools under `spool` that this process writes and nobody reads yet.
     pub fn take_unread(spool: &Path) -> Vec<Self> {
         let mut unread = lock(&UNREAD);
-        let (ours, others) = unread.drain(..).partition(|f| f.dir.parent() == Some(spool));
+        let (ours, others) = unread.drain(..).partition(|f| f.dir().parent() == Some(spool));
         *unread = others;
         ours
     }
 
-    /// The directory of this process.
+    /// The directory of this process in the spool.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.dirs.first().map_or(Path::new(""), PathBuf::as_path)
+    }
+
+    /// The directories of this process, in the spool and in the reserve.
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+
+    /// The durable length of a segment that has ended; `None` while it is written.
+    pub(super) fn sealed(&self, segment: u32) -> Option<u64> {
+        lock(&self.shared.durable).sealed.get(&segment).copied()
+    }
+
+    /// Forgets segments before this one: they were read to their end.
+    pub(super) fn passed(&self, segment: u32) {
+        let mut durable = lock(&self.shared.durable);
+        durable.sealed = durable.sealed.split_off(&segment);
     }
 
     /// The name of the directory.
@@ -231,164 +268,3 @@ impl Follower {
         drop(self.shared.advanced.wait_timeout_while(durable, timeout, idle));
     }
 }
-
-/// The state of the spool thread.
-struct Task {
-    cfg: SpoolConfig,
-    writer: SpoolWriter,
-    shared: Arc<Shared>,
-    /// `Begin` frames that are not yet durable.
-    begins: u64,
-    upkeep_at: Instant,
-    closing_since: Option<Instant>,
-}
-
-impl Task {
-    /// Runs until the spool is closed and empty. Returns how many turns could not be written.
-    fn run(mut self) -> u64 {
-        loop {
-            let batch = self.next_batch();
-            let degraded = self.shared.degraded.load(Ordering::Relaxed);
-            let idle = batch.is_empty() && self.writer.unsynced_bytes() == 0;
-            let result = batch.iter().try_for_each_all(|record| {
-                self.begins += u64::from(matches!(record, Record::Begin(_)));
-                self.writer.append(record)
-            });
-            let result = result.and_then(|()| self.sync_if_due(degraded));
-            let result = result.and_then(|()| self.upkeep());
-            self.note(result);
-            if self.closing_since.is_some() && idle && !lock(&self.shared.queue).has_gaps() {
-                return self.finish(0);
-            }
-            let limit = Duration::from_millis(self.cfg.close_ms_max);
-            if self.closing_since.is_some_and(|since| since.elapsed() >= limit) {
-                let lost = self.give_up();
-                return self.finish(lost);
-            }
-        }
-    }
-
-    /// Waits for records, at most until something else is due. While the disk refuses, takes none.
-    fn next_batch(&mut self) -> Vec<Record> {
-        let degraded = self.shared.degraded.load(Ordering::Relaxed);
-        let wait = match self.writer.unsynced_since() {
-            _ if degraded => Duration::from_millis(self.cfg.retry_ms),
-            Some(since) => {
-                Duration::from_millis(self.cfg.sync_ms_max).saturating_sub(since.elapsed())
-            }
-            None => UPKEEP.saturating_sub(self.upkeep_at.elapsed()),
-        };
-        let queue = lock(&self.shared.queue);
-        let idle = |q: &mut Queue| !q.closed && (degraded || q.len() == 0);
-        let waited = self.shared.filled.wait_timeout_while(queue, wait, idle);
-        let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if queue.closed {
-            self.closing_since.get_or_insert_with(Instant::now);
-        }
-        if degraded {
-            let closed = queue.closed;
-            drop(queue);
-            if closed {
-                std::thread::sleep(Duration::from_millis(self.cfg.retry_ms.min(20)));
-            }
-            return Vec::new();
-        }
-        let mut batch = queue.take(self.cfg.sync_bytes_max);
-        if queue.has_gaps() && (queue.closed || self.upkeep_at.elapsed() >= UPKEEP) {
-            batch.append(&mut queue.take_gaps());
-        }
-        batch
-    }
-
-    fn sync_if_due(&mut self, now: bool) -> Result<(), SpoolError> {
-        let age = self.writer.unsynced_since().map(|since| since.elapsed());
-        let old = age.is_some_and(|age| age >= Duration::from_millis(self.cfg.sync_ms_max));
-        let large = self.writer.unsynced_bytes() >= self.cfg.sync_bytes_max;
-        if !(now || old || large || self.closing_since.is_some()) {
-            return Ok(());
-        }
-        self.sync()
-    }
-
-    fn sync(&mut self) -> Result<(), SpoolError> {
-        let bytes = self.writer.unsynced_bytes() as u64;
-        self.writer.sync()?;
-        self.begins = 0;
-        let total = self.shared.disk_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.shared.disk_full.store(total >= self.cfg.disk_bytes_max, Ordering::Relaxed);
-        self.publish(false);
-        Ok(())
-    }
-
-    fn note(&self, result: Result<(), SpoolError>) {
-        let failed = result.is_err();
-        if let Err(error) = result {
-            self.shared.write_errors.fetch_add(1, Ordering::Relaxed);
-            if !self.shared.degraded.load(Ordering::Relaxed) {
-                tracing::error!(%error, "the spool cannot be written; trying again");
-            }
-        }
-        self.shared.degraded.store(failed, Ordering::Relaxed);
-    }
-
-    /// Seals a segment that is old, or that must make room, and measures the disk.
-    fn upkeep(&mut self) -> Result<(), SpoolError> {
-        if self.upkeep_at.elapsed() < UPKEEP && self.closing_since.is_none() {
-            return Ok(());
-        }
-        self.upkeep_at = Instant::now();
-        self.measure();
-        let age = self.writer.segment_since().map(|since| since.elapsed());
-        let old = age.is_some_and(|age| age >= Duration::from_millis(self.cfg.segment_age_ms_max));
-        let full = self.shared.disk_full.load(Ordering::Relaxed);
-        if old || full {
-            self.sync()?;
-            self.writer.seal();
-            self.publish(false);
-        }
-        Ok(())
-    }
-
-    fn measure(&mut self) {
-        let bytes = disk_bytes(&self.cfg.dir);
-        self.shared.disk_bytes.store(bytes, Ordering::Relaxed);
-        self.shared.disk_full.store(bytes >= self.cfg.disk_bytes_max, Ordering::Relaxed);
-    }
-
-    fn publish(&self, closed: bool) {
-        *lock(&self.shared.durable) = Durable { upto: self.writer.synced(), closed };
-        self.shared.advanced.notify_all();
-    }
-
-    fn give_up(&mut self) -> u64 {
-        self.writer.give_up();
-        let mut queue = lock(&self.shared.queue);
-        let mut lost = self.begins;
-        loop {
-            let rest = queue.take(usize::MAX);
-            if rest.is_empty() {
-                break;
-            }
-            lost += rest.iter().filter(|r| matches!(r, Record::Begin(_))).count() as u64;
-        }
-        *queue.dropped.entry(DropReason::SpoolError).or_default() += lost;
-        lost
-    }
-
-    /// Announces the end. The lock on the directory is released when the writer is dropped, after
-    /// this.
-    fn finish(mut self, lost: u64) -> u64 {
-        self.writer.seal();
-        self.publish(true);
-        lost
-    }
-}
-
-/// Applies a step to every item, also after an error, and returns the first error.
-trait TryForEachAll: Iterator + Sized {
-    fn try_for_each_all<E>(self, step: impl FnMut(Self::Item) -> Result<(), E>) -> Result<(), E> {
-        self.map(step).fold(Ok(()), Result::and)
-    }
-}
-
-impl<I: Iterator> TryForEachAll for I {}

@@ -6,11 +6,15 @@
 //!
 //! ```text
 //! spool/<boot>/NNNNNN.seg     one directory per process; flock on it = the process is alive
+//! reserve/<boot>/NNNNNN.seg   the same, while the spool is full or cannot be written; one numbering
 //! spool/quarantine/           segments with damage, kept for people
-//! frame = magic | len | kind | flags | turn id | crc32 of all else | payload (zstd above 1 KiB)
+//! frame = magic | len | kind | flags | turn id | crc32 of all else | payload (zstd above 64 KiB)
 //! ```
 //! A frame never spans segments. Sealed segments never change, but for what is forgotten on demand. At most `sync_ms_max` of turns is at
 //! risk when the power fails; nothing is when only the process dies.
+//!
+//! Tiers: memory, spool, reserve; then each route's policy decides whether traffic passes unrecorded
+//! or is shed ([`Health::Full`]).
 //!
 //! Invariant: `requests = accepted + dropped{reason}`, and each accepted turn has a `Begin` frame
 //! on disk or is counted as dropped in a `Gap` frame. An accepted turn always has room for its
@@ -19,16 +23,19 @@
 mod claim;
 mod frame;
 mod handle;
+mod health;
 mod queue;
 mod reader;
 mod scrub;
+mod task;
 mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use claim::{ClaimedDir, claim_dead};
+pub use claim::{ClaimedDir, claim_dead, claim_dead_in};
 pub use handle::{Follower, Spool, SpoolStats};
+pub use health::Health;
 pub use reader::{DirReader, Item};
 pub use scrub::{Scrubbed, Unstored, scrub, unstored};
 pub use writer::SpoolWriter;
@@ -90,6 +97,13 @@ pub struct SpoolConfig {
     pub queue_bytes_max: usize,
     /// Most bytes of all segments on disk, of all processes.
     pub disk_bytes_max: u64,
+    /// Where segments go while `dir` is full or cannot be written; best on another disk.
+    pub reserve_dir: Option<PathBuf>,
+    /// Most bytes of all segments in the reserve.
+    pub reserve_bytes_max: u64,
+    /// How long a place that failed is passed over, and how long health stays degraded after the
+    /// last trouble, milliseconds.
+    pub recover_ms: u64,
     /// Pause before a failed write is tried again, milliseconds.
     pub retry_ms: u64,
     /// How long `close` tries to write what is left, milliseconds.
@@ -98,7 +112,7 @@ pub struct SpoolConfig {
 
 impl SpoolConfig {
     /// The defaults: 64 MiB / 60 s segments, 20 ms / 1 MiB groups, 65,536 records / 256 MiB queue,
-    /// 16 GiB on disk.
+    /// 16 GiB on disk; no reserve (1 GiB where one is named).
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -109,6 +123,9 @@ impl SpoolConfig {
             queue_records_max: 65_536,
             queue_bytes_max: 256 << 20,
             disk_bytes_max: 16 << 30,
+            reserve_dir: None,
+            reserve_bytes_max: 1 << 30,
+            recover_ms: 2_000,
             retry_ms: 250,
             close_ms_max: 5_000,
         }
@@ -120,19 +137,39 @@ fn segment_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{number:06}.seg"))
 }
 
-/// The numbers of the segments in a process's directory, in order.
-fn segment_numbers(dir: &Path) -> Result<Vec<u32>, SpoolError> {
+/// The numbers of the segments in a process's directories, in order.
+fn segment_numbers(dirs: &[PathBuf]) -> Result<Vec<u32>, SpoolError> {
     let mut numbers = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(at(dir))? {
-        let name = entry.map_err(at(dir))?.file_name();
-        let stem = name.to_str().and_then(|name| name.strip_suffix(".seg"));
-        numbers.extend(stem.and_then(|stem| stem.parse::<u32>().ok()));
+    for dir in dirs {
+        let entries = match std::fs::read_dir(dir) {
+            // Not made yet, or gone: the other place may still have some.
+            Err(error) if is_missing(&error) => continue,
+            entries => entries.map_err(at(dir))?,
+        };
+        for entry in entries {
+            let name = entry.map_err(at(dir))?.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(".seg"));
+            numbers.extend(stem.and_then(|stem| stem.parse::<u32>().ok()));
+        }
     }
     numbers.sort_unstable();
+    numbers.dedup();
     Ok(numbers)
 }
 
-/// Bytes of all segments under `<data>/spool`, quarantine included; unreadable parts count as
+/// Whether there is no such directory (any more).
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Where a segment of a process lies: in the spool, else in the reserve.
+fn find_segment(dirs: &[PathBuf], number: u32) -> PathBuf {
+    let mut paths = dirs.iter().map(|dir| segment_path(dir, number));
+    let first = paths.next().unwrap_or_default();
+    if first.exists() { first } else { paths.find(|path| path.exists()).unwrap_or(first) }
+}
+
+/// Bytes of all segments under a root, quarantine included; unreadable parts count as
 /// nothing.
 fn disk_bytes(spool: &Path) -> u64 {
     let list = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use bytes::Bytes;
 
 use super::SpoolConfig;
+use super::health::Judge;
 use crate::clock::now_ms;
 use crate::turn::{DropReason, Gap, Record, TurnId};
 
@@ -24,8 +25,12 @@ pub(super) struct Queue {
     bytes: usize,
     /// Turns whose `Begin` was accepted and whose `Done` was not yet offered.
     open: HashSet<TurnId>,
-    gaps: BTreeMap<(String, DropReason), (u64, i64)>,
+    /// Turns that were dropped since the last gap frame: how many, from when to when.
+    gaps: BTreeMap<(String, DropReason), (u64, i64, i64)>,
     pub(super) closed: bool,
+    /// The thread sleeps until something comes: whoever brings it must wake it.
+    pub(super) awaited: bool,
+    pub(super) judge: Judge,
     pub(super) requests: u64,
     pub(super) accepted: u64,
     pub(super) bodies_cut: u64,
@@ -65,6 +70,7 @@ impl Queue {
                     done.body_truncated |= !done.body.is_empty();
                     self.bodies_cut += u64::from(!done.body.is_empty());
                     done.body = Bytes::new();
+                    done.body_cut = None;
                 }
                 self.push(Record::Done(done));
             }
@@ -90,6 +96,12 @@ impl Queue {
         } else {
             None
         }
+    }
+
+    /// How much of the queue is used, per mille of its records or of its bytes, whichever is more.
+    pub(super) fn used_per_mille(&self, cfg: &SpoolConfig) -> usize {
+        let records = (self.records.len() + self.open.len()) * 1000 / cfg.queue_records_max.max(1);
+        records.max(self.bytes.saturating_mul(1000) / cfg.queue_bytes_max.max(1))
     }
 
     fn push(&mut self, record: Record) {
@@ -120,16 +132,17 @@ impl Queue {
         let key = (route, reason);
         let crowded = self.gaps.len() >= GAPS_MAX && !self.gaps.contains_key(&key);
         let key = if crowded { (String::new(), reason) } else { key };
-        let (total, last) = self.gaps.entry(key).or_default();
+        let (total, first, last) = self.gaps.entry(key).or_insert((0, at_ms, at_ms));
         *total += count;
+        *first = (*first).min(at_ms);
         *last = (*last).max(at_ms);
     }
 
     /// Takes the gaps that are not yet on disk.
     pub(super) fn take_gaps(&mut self) -> Vec<Record> {
         let gaps = std::mem::take(&mut self.gaps).into_iter();
-        gaps.map(|((route, reason), (count, at_ms))| {
-            Record::Gap(Gap { route, reason, count, at_ms })
+        gaps.map(|((route, reason), (count, from_ms, at_ms))| {
+            Record::Gap(Gap { route, reason, count, from_ms, at_ms })
         })
         .collect()
     }

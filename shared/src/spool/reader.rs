@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use super::frame::{self, Frame};
-use super::{Follower, Position, QUARANTINE, SpoolError, at, segment_numbers, segment_path};
+use super::{Follower, Position, QUARANTINE, SpoolError, at, find_segment, segment_numbers};
 use crate::data_dir::sync_parent;
 use crate::turn::{Record, TurnId};
 
@@ -40,7 +40,8 @@ pub enum Item {
 /// Reads one process's directory in order.
 #[derive(Debug)]
 pub struct DirReader {
-    dir: PathBuf,
+    /// Where its segments may lie: in the spool and in the reserve.
+    dirs: Vec<PathBuf>,
     live: Option<Follower>,
     at: Position,
     /// The open segment, and whether it is the last one of a dead process.
@@ -51,16 +52,21 @@ pub struct DirReader {
 impl DirReader {
     /// Reads the directory of a process that is dead and whose lock we hold.
     pub fn dead(dir: &Path) -> Self {
-        Self::new(dir.to_owned(), None)
+        Self::dead_in(vec![dir.to_owned()])
+    }
+
+    /// As [`DirReader::dead`], for a process with several directories.
+    pub fn dead_in(dirs: Vec<PathBuf>) -> Self {
+        Self::new(dirs, None)
     }
 
     /// Reads along with the writer of this process.
     pub fn live(follower: Follower) -> Self {
-        Self::new(follower.dir().to_owned(), Some(follower))
+        Self::new(follower.dirs().to_owned(), Some(follower))
     }
 
-    fn new(dir: PathBuf, live: Option<Follower>) -> Self {
-        Self { dir, live, at: Position::default(), file: None, damaged: BTreeSet::new() }
+    fn new(dirs: Vec<PathBuf>, live: Option<Follower>) -> Self {
+        Self { dirs, live, at: Position::default(), file: None, damaged: BTreeSet::new() }
     }
 
     /// Where the next item will be read.
@@ -78,7 +84,7 @@ impl DirReader {
             };
             let Some((file, _)) = &self.file else { return Ok(None) };
             let start = self.at;
-            let path = segment_path(&self.dir, start.segment);
+            let path = find_segment(&self.dirs, start.segment);
             let frame = frame::read_at(file, start.offset, limit).map_err(at(&path))?;
             let torn_end = !sealed && self.live.is_none();
             match frame {
@@ -106,7 +112,7 @@ impl DirReader {
 
     /// Reads one record again. Errors: I/O; `None`: it is not there or no longer whole.
     pub fn read_again(&self, position: Position) -> Result<Option<Record>, SpoolError> {
-        let path = segment_path(&self.dir, position.segment);
+        let path = find_segment(&self.dirs, position.segment);
         let file = File::open(&path).map_err(at(&path))?;
         let limit = file.metadata().map_err(at(&path))?.len();
         match frame::read_at(&file, position.offset, limit).map_err(at(&path))? {
@@ -118,11 +124,11 @@ impl DirReader {
     /// Deletes the segments before `segment`, but for those in `keep`; damaged ones go to
     /// quarantine.
     pub fn delete_before(&mut self, segment: u32, keep: &BTreeSet<u32>) -> Result<(), SpoolError> {
-        for number in segment_numbers(&self.dir)? {
+        for number in segment_numbers(&self.dirs)? {
             if number >= segment || keep.contains(&number) {
                 continue;
             }
-            let path = segment_path(&self.dir, number);
+            let path = find_segment(&self.dirs, number);
             if self.damaged.contains(&number) {
                 self.quarantine(&path)?;
                 self.damaged.remove(&number);
@@ -134,10 +140,11 @@ impl DirReader {
     }
 
     fn quarantine(&self, path: &Path) -> Result<(), SpoolError> {
-        let (Some(boot), Some(name)) = (self.dir.file_name(), path.file_name()) else {
+        let own = path.parent().unwrap_or(path);
+        let (Some(boot), Some(name)) = (own.file_name(), path.file_name()) else {
             return Ok(());
         };
-        let dir = self.dir.with_file_name(QUARANTINE);
+        let dir = own.with_file_name(QUARANTINE);
         fs::create_dir_all(&dir).map_err(at(&dir))?;
         let target = dir.join(format!("{}-{}", boot.display(), name.display()));
         fs::rename(path, &target).map_err(at(path))?;
@@ -157,13 +164,17 @@ impl DirReader {
         {
             return Ok(Some((upto.offset, false)));
         }
-        let path = segment_path(&self.dir, self.at.segment);
+        // A live writer knows how much of an ended segment is sound; a failed one may be longer.
+        if let Some(len) = self.live.as_ref().and_then(|live| live.sealed(self.at.segment)) {
+            return Ok(Some((len, true)));
+        }
+        let path = find_segment(&self.dirs, self.at.segment);
         let len = file.metadata().map_err(at(&path))?.len();
         Ok(Some((len, !last)))
     }
 
     fn open_next(&mut self, upto: Option<Position>) -> Result<(), SpoolError> {
-        let numbers = segment_numbers(&self.dir)?;
+        let numbers = segment_numbers(&self.dirs)?;
         let Some(&first) = numbers.iter().find(|&&n| n >= self.at.segment) else { return Ok(()) };
         if upto.is_some_and(|upto| Position { segment: first, offset: 0 } >= upto) {
             return Ok(());
@@ -171,7 +182,7 @@ impl DirReader {
         if first > self.at.segment {
             self.at = Position { segment: first, offset: 0 };
         }
-        let path = segment_path(&self.dir, first);
+        let path = find_segment(&self.dirs, first);
         let last = self.live.is_none() && numbers.last() == Some(&first);
         self.file = Some((File::open(&path).map_err(at(&path))?, last));
         Ok(())
@@ -181,6 +192,9 @@ impl DirReader {
     fn advance(&mut self) -> Result<(), SpoolError> {
         self.file = None;
         self.at = Position { segment: self.at.segment + 1, offset: 0 };
+        if let Some(live) = &self.live {
+            live.passed(self.at.segment);
+        }
         Ok(())
     }
 

@@ -1,18 +1,18 @@
-//! The append side: one process's directory of segments, group fdatasync, and recovery from write
-//! errors.
+//! The append side: one process's segments, group fdatasync, and recovery from write errors.
 //!
 //! Bytes are written at once (so that they survive the process) and synced in groups (so that they
 //! survive the power). What is written but not yet synced is kept in memory: when a write or sync
 //! fails, the segment is cut back to what is known to be durable and the kept frames are written
-//! again to a fresh one.
+//! again to a fresh one: in the spool if it takes them, else in the reserve.
 //!
 //! Invariant: bytes below the position that [`SpoolWriter::synced`] reports are durable and never
-//! change.
+//! change; a number is given to one segment only, in whichever place it lies.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -20,24 +20,40 @@ use super::{Position, SpoolConfig, SpoolError, at, frame, segment_path};
 use crate::data_dir::sync_parent;
 use crate::turn::Record;
 
-/// Appends records to the segments of one process. Holds the lock that says that the process is
+/// Appends records to the segments of one process. Holds the locks that say that the process is
 /// alive.
 #[derive(Debug)]
 pub struct SpoolWriter {
-    dir: PathBuf,
     boot: String,
-    _alive: File,
+    /// The spool, then the reserve.
+    tiers: Vec<Tier>,
     segment_bytes_max: u64,
+    /// How long a tier that failed is passed over.
+    avoid: Duration,
     segment: u32,
     file: Option<Open>,
+    /// Ended segments and their durable lengths, until somebody asks.
+    sealed: Vec<(u32, u64)>,
     unsynced: Vec<u8>,
     unsynced_since: Option<Instant>,
+}
+
+/// A place for segments.
+#[derive(Debug)]
+struct Tier {
+    dir: PathBuf,
+    /// Held as long as the process lives; `None`: the place could not be made yet.
+    alive: Option<File>,
+    /// Its quota is used up.
+    full: bool,
+    failed_at: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Open {
     file: File,
     path: PathBuf,
+    tier: usize,
     /// Bytes written and bytes known to be durable.
     written: u64,
     synced: u64,
@@ -45,35 +61,45 @@ struct Open {
 }
 
 impl SpoolWriter {
-    /// Makes a directory for this process and locks it. The name appears only once the lock is
-    /// held, so that nobody takes the directory for a dead process's.
+    /// Makes directories for this process and locks them. Errors: the spool's cannot be made. The
+    /// reserve's is made when it is needed, if it cannot be now.
     pub fn create(cfg: &SpoolConfig) -> Result<Self, SpoolError> {
         let boot = Uuid::now_v7().hyphenated().to_string();
-        let dir = cfg.dir.join(&boot);
-        let hidden = cfg.dir.join(format!(".{boot}.new"));
-        fs::create_dir_all(&hidden).map_err(at(&hidden))?;
-        let alive = File::open(&hidden).map_err(at(&hidden))?;
-        alive.try_lock().map_err(|e| at(&hidden)(e.into()))?;
-        fs::rename(&hidden, &dir).map_err(at(&dir))?;
-        sync_parent(&dir).map_err(at(&dir))?;
+        let tier =
+            |root: &Path| Tier { dir: root.join(&boot), alive: None, full: false, failed_at: None };
+        let mut tiers = vec![tier(&cfg.dir)];
+        tiers.extend(cfg.reserve_dir.as_deref().map(tier));
+        for (number, tier) in tiers.iter_mut().enumerate() {
+            match (make_alive(&tier.dir), number) {
+                (Ok(alive), _) => tier.alive = Some(alive),
+                (Err(error), 0) => return Err(error),
+                (Err(error), _) => tracing::warn!(%error, "the spool has no reserve for now"),
+            }
+        }
         Ok(Self {
-            dir,
             boot,
-            _alive: alive,
+            tiers,
             segment_bytes_max: cfg.segment_bytes_max,
+            avoid: Duration::from_millis(cfg.recover_ms),
             segment: 0,
             file: None,
+            sealed: Vec::new(),
             unsynced: Vec::new(),
             unsynced_since: None,
         })
     }
 
-    /// The directory of this process.
+    /// The directory of this process in the spool.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.tiers.first().map_or(Path::new(""), |tier| &tier.dir)
     }
 
-    /// The name of this process's directory.
+    /// The directories of this process: in the spool, and in the reserve if there is one.
+    pub fn dirs(&self) -> Vec<PathBuf> {
+        self.tiers.iter().map(|tier| tier.dir.clone()).collect()
+    }
+
+    /// The name of this process's directories.
     pub fn boot(&self) -> &str {
         &self.boot
     }
@@ -81,6 +107,11 @@ impl SpoolWriter {
     /// Everything before this position is durable.
     pub fn synced(&self) -> Position {
         Position { segment: self.segment, offset: self.file.as_ref().map_or(0, |open| open.synced) }
+    }
+
+    /// Takes the segments that ended since the last call, with their durable lengths.
+    pub(super) fn take_sealed(&mut self) -> Vec<(u32, u64)> {
+        std::mem::take(&mut self.sealed)
     }
 
     /// Bytes that are written, or wait to be written again, and are not yet durable.
@@ -98,11 +129,53 @@ impl SpoolWriter {
         self.file.as_ref().map(|open| open.opened)
     }
 
+    /// Which place the open segment lies in: 0 the spool, 1 the reserve.
+    pub(super) fn tier(&self) -> Option<usize> {
+        self.file.as_ref().map(|open| open.tier)
+    }
+
+    /// Says whether a place's quota is used up.
+    pub(super) fn set_full(&mut self, tier: usize, full: bool) {
+        if let Some(tier) = self.tiers.get_mut(tier) {
+            tier.full = full;
+        }
+    }
+
+    /// Whether a place's quota was said to be used up.
+    pub(super) fn is_full(&self, tier: usize) -> bool {
+        self.tiers.get(tier).is_some_and(|tier| tier.full)
+    }
+
+    /// Whether the open segment should end: the spool would take a new one again, or somebody has
+    /// moved or deleted the file.
+    pub(super) fn should_move(&self) -> bool {
+        let Some(open) = &self.file else { return false };
+        let same = |ours: &fs::Metadata| {
+            fs::metadata(&open.path)
+                .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()))
+        };
+        let moved = open.file.metadata().is_ok_and(|ours| !same(&ours));
+        let first = self.tiers.first().is_some_and(|tier| !tier.full && !self.avoided(tier));
+        moved || (open.tier > 0 && first)
+    }
+
+    fn avoided(&self, tier: &Tier) -> bool {
+        tier.failed_at.is_some_and(|failed| failed.elapsed() < self.avoid)
+    }
+
     /// Frames a record and writes it. After an error the record is kept and written by the next
     /// [`SpoolWriter::sync`].
     pub fn append(&mut self, record: &Record) -> Result<(), SpoolError> {
+        self.append_all(std::slice::from_ref(record))
+    }
+
+    /// As [`SpoolWriter::append`], with one write for all.
+    pub(super) fn append_all(&mut self, records: &[Record]) -> Result<(), SpoolError> {
+        if records.is_empty() {
+            return Ok(());
+        }
         let start = self.unsynced.len();
-        frame::encode(record, &mut self.unsynced);
+        records.iter().for_each(|record| frame::encode(record, &mut self.unsynced));
         self.unsynced_since.get_or_insert_with(Instant::now);
         if self.file.is_none() {
             return self.rewrite();
@@ -142,7 +215,8 @@ impl SpoolWriter {
     /// Ends the open segment, so that it can be deleted once it is stored. Call only with nothing
     /// unsynced.
     pub fn seal(&mut self) {
-        if self.file.take().is_some() {
+        if let Some(open) = self.file.take() {
+            self.sealed.push((self.segment, open.synced));
             self.segment += 1;
         }
     }
@@ -154,14 +228,41 @@ impl SpoolWriter {
         self.abandon();
     }
 
-    /// Opens a fresh segment and writes all kept frames to it.
+    /// Opens a fresh segment in the best place that takes it and writes all kept frames to it.
     fn rewrite(&mut self) -> Result<(), SpoolError> {
-        let path = segment_path(&self.dir, self.segment);
+        // Best first: with room and no recent failure; then without room (the ends of turns are
+        // small and always taken); then those that failed.
+        let mut order: Vec<usize> = (0..self.tiers.len()).collect();
+        let rank = |tier: &Tier| (self.avoided(tier), tier.full);
+        order.sort_by_key(|number| self.tiers.get(*number).map(rank));
+        let mut first_error = None;
+        for number in order {
+            match self.open_in(number) {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    if let Some(tier) = self.tiers.get_mut(number) {
+                        tier.failed_at = Some(Instant::now());
+                    }
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        Err(first_error.unwrap_or(SpoolError::ThreadGone))
+    }
+
+    fn open_in(&mut self, number: usize) -> Result<(), SpoolError> {
+        let Some(tier) = self.tiers.get_mut(number) else { return Err(SpoolError::ThreadGone) };
+        if tier.alive.is_none() || !tier.dir.exists() {
+            // Never made yet, or deleted by somebody.
+            tier.alive = Some(make_alive(&tier.dir)?);
+        }
+        let path = segment_path(&tier.dir, self.segment);
         let mut options = OpenOptions::new();
         let file =
             options.create(true).write(true).truncate(true).open(&path).map_err(at(&path))?;
         sync_parent(&path).map_err(at(&path))?;
-        let open = Open { file, path, written: 0, synced: 0, opened: Instant::now() };
+        let opened = Instant::now();
+        let open = Open { file, path, tier: number, written: 0, synced: 0, opened };
         let open = self.file.insert(open);
         let wrote = open.file.write_all(&self.unsynced).map_err(at(&open.path));
         open.written = self.unsynced.len() as u64;
@@ -171,14 +272,31 @@ impl SpoolWriter {
     /// Cuts the open segment back to what is durable and moves on to the next number.
     fn abandon(&mut self) {
         let Some(open) = self.file.take() else { return };
-        if let Err(error) = open.file.set_len(open.synced) {
+        if let Some(tier) = self.tiers.get_mut(open.tier) {
+            tier.failed_at = Some(Instant::now());
+        }
+        let cut = match open.synced {
+            0 => fs::remove_file(&open.path),
+            synced => open.file.set_len(synced),
+        };
+        if let Err(error) = cut {
             let path = open.path.display();
             tracing::warn!(%path, %error, "a failed segment could not be cut back");
         }
-        // A segment that never became durable keeps its number: it is truncated when it is opened
-        // again.
-        if open.synced > 0 {
-            self.segment += 1;
-        }
+        self.sealed.push((self.segment, open.synced));
+        self.segment += 1;
     }
+}
+
+/// Makes a directory and locks it. The name appears only once the lock is held, so that nobody
+/// takes the directory for a dead process's.
+fn make_alive(dir: &Path) -> Result<File, SpoolError> {
+    let name = dir.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let hidden = dir.with_file_name(format!(".{name}.new"));
+    fs::create_dir_all(&hidden).map_err(at(&hidden))?;
+    let alive = File::open(&hidden).map_err(at(&hidden))?;
+    alive.try_lock().map_err(|e| at(&hidden)(e.into()))?;
+    fs::rename(&hidden, dir).map_err(at(dir))?;
+    sync_parent(dir).map_err(at(dir))?;
+    Ok(alive)
 }

@@ -3,9 +3,10 @@
 //! Invariant: hashes include the tenant, so tenants share no rows and none can find out what
 //! another one sent.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 use serde_json::Value;
 
+use super::known::{Known, Recent};
 use super::{Result, StoreError, parse_json};
 use crate::pack as zstd;
 
@@ -14,7 +15,8 @@ pub(super) type Key = [u8; 16];
 
 const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
-const ZSTD_ABOVE_BYTES: usize = 512;
+/// Packing a short message costs more time than writing it.
+const ZSTD_ABOVE_BYTES: usize = 4096;
 const BODY_BYTES_MAX: usize = 256 << 20;
 
 /// A body with its key, made outside of any transaction.
@@ -34,7 +36,8 @@ impl Body {
     }
 
     pub(super) fn json(tenant: &str, value: &Value) -> Self {
-        Self::new(tenant, value.to_string().into_bytes())
+        // A JSON value always serialises.
+        Self::new(tenant, serde_json::to_vec(value).unwrap_or_default())
     }
 }
 
@@ -65,35 +68,55 @@ fn short(hasher: &blake3::Hasher) -> Key {
     key
 }
 
-/// Stores a body unless it is there; returns its row.
-pub(super) fn put(conn: &Connection, body: &Body) -> Result<i64> {
-    let mut find = conn.prepare_cached("SELECT id FROM bodies WHERE hash = ?1")?;
-    if let Some(id) = find.query_row([&body.key[..]], |row| row.get(0)).optional()? {
+/// Stores a body unless it is known; returns its row.
+pub(super) fn put(conn: &Connection, known: &mut Known, body: &Body) -> Result<i64> {
+    const IS: &str = "SELECT 1 FROM bodies WHERE id = ?1 AND hash = ?2";
+    if let Some(id) = find(conn, IS, &mut known.bodies, &body.key)? {
         return Ok(id);
     }
     let mut insert = conn.prepare_cached("INSERT INTO bodies (hash, bytes) VALUES (?1, ?2)")?;
-    Ok(insert.insert(params![&body.key[..], pack(&body.bytes)])?)
+    let id = insert.insert(params![&body.key[..], pack(&body.bytes)])?;
+    known.bodies.put(body.key, id);
+    Ok(id)
 }
 
-/// Stores the nodes of a prompt that are not there; returns the row of the last one. `None` for an
+/// The row that is remembered for a key, if it is still the one: it may have been deleted, and its
+/// number given to another.
+fn find(conn: &Connection, is: &str, recent: &mut Recent, key: &Key) -> Result<Option<i64>> {
+    let Some(id) = recent.get(key) else { return Ok(None) };
+    if conn.prepare_cached(is)?.exists(params![id, &key[..]])? {
+        return Ok(Some(id));
+    }
+    recent.forget(key);
+    Ok(None)
+}
+
+/// Stores the nodes of a prompt that are not known; returns the row of the last one. `None` for an
 /// empty prompt.
-pub(super) fn put_chain(conn: &Connection, nodes: &[Node]) -> Result<Option<i64>> {
-    let mut find = conn.prepare_cached("SELECT id FROM nodes WHERE hash = ?1")?;
-    let mut known = nodes.len();
+pub(super) fn put_chain(
+    conn: &Connection,
+    known: &mut Known,
+    nodes: &[Node],
+) -> Result<Option<i64>> {
+    const IS: &str = "SELECT 1 FROM nodes n JOIN bodies b ON b.id = n.message
+                      WHERE n.id = ?1 AND n.hash = ?2";
+    let mut stored = nodes.len();
     let mut above = None;
     // Resent history is there already, so the longest known prefix is near the end.
-    while let Some(node) = known.checked_sub(1).and_then(|last| nodes.get(last)) {
-        above = find.query_row([&node.key[..]], |row| row.get::<_, i64>(0)).optional()?;
+    while let Some(node) = stored.checked_sub(1).and_then(|last| nodes.get(last)) {
+        above = find(conn, IS, &mut known.nodes, &node.key)?;
         if above.is_some() {
             break;
         }
-        known -= 1;
+        stored -= 1;
     }
     let sql = "INSERT INTO nodes (hash, parent, message) VALUES (?1, ?2, ?3)";
     let mut insert = conn.prepare_cached(sql)?;
-    for node in nodes.iter().skip(known) {
-        let message = put(conn, &node.message)?;
-        above = Some(insert.insert(params![&node.key[..], above, message])?);
+    for node in nodes.iter().skip(stored) {
+        let message = put(conn, known, &node.message)?;
+        let id = insert.insert(params![&node.key[..], above, message])?;
+        known.nodes.put(node.key, id);
+        above = Some(id);
     }
     Ok(above)
 }

@@ -10,6 +10,9 @@ use serde::Serialize;
 use super::{Result, RoundState, Store, parse, uint, verdicts};
 use crate::turn::{DropReason, Gap};
 
+/// Most single notes about turns that were not recorded; the counters hold for ever.
+const GAPS_MAX: i64 = 10_000;
+
 /// How many of everything there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
@@ -83,6 +86,19 @@ impl Store {
         })
     }
 
+    /// The latest notes about turns that were not recorded, newest first.
+    pub fn gaps(&self, limit: usize) -> Result<Vec<Gap>> {
+        let sql = "SELECT route, reason, count, from_ms, to_ms FROM gaps ORDER BY id DESC";
+        let mut find = self.conn.prepare_cached(sql)?;
+        let rows = find.query_map([], |row| {
+            Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+        })?;
+        let gap = |(route, reason, count, from_ms, at_ms): (_, String, i64, _, _)| {
+            Ok(Gap { route, reason: parse("reason", &reason)?, count: uint(count), from_ms, at_ms })
+        };
+        rows.take(limit).map(|row| gap(row?)).collect()
+    }
+
     /// Adds turns that were not recorded to the durable counters.
     pub fn add_drop(&self, gap: &Gap) -> Result<()> {
         let write = self.write()?;
@@ -93,12 +109,22 @@ impl Store {
 
 /// Adds to the counters within a transaction.
 pub(super) fn add_drop(conn: &Connection, gap: &Gap) -> Result<()> {
+    if gap.count == 0 {
+        return Ok(()); // What a forgotten record in the spool became.
+    }
     let mut add = conn.prepare_cached(
         "INSERT INTO drops (route, reason, count, last_ms) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (route, reason) DO UPDATE
          SET count = count + excluded.count, last_ms = max(last_ms, excluded.last_ms)",
     )?;
     add.execute((&gap.route, gap.reason.as_str(), super::int(gap.count), gap.at_ms))?;
+    let mut note = conn.prepare_cached(
+        "INSERT INTO gaps (route, reason, count, from_ms, to_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
+    let from_ms = if gap.from_ms > 0 { gap.from_ms } else { gap.at_ms };
+    let (reason, count) = (gap.reason.as_str(), super::int(gap.count));
+    let id = note.insert((&gap.route, reason, count, from_ms, gap.at_ms))?;
+    conn.prepare_cached("DELETE FROM gaps WHERE id <= ?1")?.execute([id - GAPS_MAX])?;
     Ok(())
 }
 

@@ -9,9 +9,6 @@ use super::{Result, Store, StoreError, parse, turns};
 use crate::link::{Answers, Candidate, Hash, HashKind, LinkIndex};
 use crate::turn::TurnId;
 
-/// Most children that are counted for one candidate; "this many" is as good as "more".
-const CHILDREN_MAX: i64 = 1_000;
-
 /// The link index over one connection, inside or outside of a transaction.
 #[derive(Debug)]
 pub struct Index<'a>(pub(super) &'a Connection);
@@ -21,34 +18,33 @@ type Row = (i64, String, u32, String, Option<i64>, u32, i64, u32, String, String
 impl Index<'_> {
     fn rows(&self, kind: HashKind, hash: &Hash, limit: usize) -> Result<Vec<Row>> {
         // Newest rows first by the index itself: sorting by time would read all turns with the same
-        // text.
+        // text. Of children, a thousand are as good as more.
         let mut find = self.0.prepare_cached(
             "SELECT t.id, t.turn_id, i.choice, t.session_id, t.parent, t.parent_choice,
                     t.started_ms,
                     (SELECT count(*) FROM (SELECT 1 FROM turns c
-                      WHERE c.parent = t.id AND c.parent_choice = i.choice LIMIT ?4)),
+                      WHERE c.parent = t.id AND c.parent_choice = i.choice LIMIT 1000)),
                     t.outcome, t.person, t.client
              FROM link_index i JOIN turns t ON t.id = i.turn
-             WHERE i.kind = ?1 AND i.hash = ?2 AND t.flags & 131072 = 0 ORDER BY i.turn DESC LIMIT ?3",
+             WHERE i.kind = ?1 AND i.hash = ?2 AND t.flags & 131072 = 0 ORDER BY i.turn DESC",
         )?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows =
-            find.query_map(params![kind.number(), &hash[..], limit, CHILDREN_MAX], |row| {
-                Ok((
-                    row.get(0)?,
-                    row.get(1)?,
-                    row.get(2)?,
-                    row.get(3)?,
-                    row.get(4)?,
-                    row.get(5)?,
-                    row.get(6)?,
-                    row.get(7)?,
-                    row.get(8)?,
-                    row.get(9)?,
-                    row.get(10)?,
-                ))
-            })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        let rows = find.query_map(params![kind.number(), &hash[..]], |row| {
+            Ok((
+                row.get(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get(3)?,
+                row.get(4)?,
+                row.get(5)?,
+                row.get(6)?,
+                row.get(7)?,
+                row.get(8)?,
+                row.get(9)?,
+                row.get(10)?,
+            ))
+        })?;
+        // Taken here, not by a `LIMIT ?`: SQLite plans a statement anew for each bound limit.
+        Ok(rows.take(limit).collect::<rusqlite::Result<_>>()?)
     }
 }
 

@@ -9,6 +9,8 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::counts::add_drop;
+use super::facets::{Facet, UNJUDGED};
+use super::known::Known;
 use super::restore::Placed;
 use super::{Index, IngestTurn, Result, Store, bodies, int, pending};
 use crate::clock::now_ms;
@@ -70,16 +72,20 @@ impl Store {
         pos: Option<&IngestPos>,
     ) -> Result<Inserted> {
         match self.commit_with(turns, gaps, pos, false) {
-            Err(error) if !error.is_passing() => {
+            Err(error) => {
+                // What was remembered of this transaction was rolled back with it.
+                self.known.borrow_mut().clear();
+                if error.is_passing() {
+                    return Err(error);
+                }
                 tracing::warn!(%error, "a batch is stored turn by turn");
-                self.commit_with(turns, gaps, pos, true)
+                let again = self.commit_with(turns, gaps, pos, true);
+                again.inspect_err(|_| self.known.borrow_mut().clear())
             }
             done => done,
         }
     }
 
-    /// `one_by_one`: each turn in a savepoint of its own, and what fails for good is counted as
-    /// dropped.
     fn commit_with(
         &self,
         turns: &[IngestTurn],
@@ -88,27 +94,11 @@ impl Store {
         one_by_one: bool,
     ) -> Result<Inserted> {
         let write = self.write()?;
-        let mut inserted = Inserted::default();
-        for turn in turns {
-            if !one_by_one {
-                insert(&write, turn, &mut inserted)?;
-                continue;
-            }
-            write.execute_batch("SAVEPOINT turn")?;
-            let mut tried = inserted;
-            match insert(&write, turn, &mut tried) {
-                Ok(()) => inserted = tried,
-                Err(error) if error.is_passing() => return Err(error),
-                Err(error) => {
-                    tracing::error!(turn = %turn.begin.turn_id, %error, "a turn cannot be stored");
-                    write.execute_batch("ROLLBACK TO turn")?;
-                    inserted.refused += 1;
-                    let (route, reason) = (turn.begin.route.clone(), DropReason::Undecodable);
-                    add_drop(&write, &Gap { route, reason, count: 1, at_ms: now_ms() })?;
-                }
-            }
-            write.execute_batch("RELEASE turn")?;
-        }
+        let mut known = self.known.borrow_mut();
+        let inserted = match one_by_one {
+            true => insert_singly(&write, &mut known, turns)?,
+            false => insert_all(&write, &mut known, turns)?,
+        };
         for gap in gaps {
             add_drop(&write, gap)?;
         }
@@ -157,7 +147,43 @@ pub(super) fn row_of(conn: &Connection, turn: TurnId) -> Result<Option<i64>> {
     Ok(find.query_row([turn.to_string()], |row| row.get(0)).optional()?)
 }
 
-fn insert(conn: &Connection, turn: &IngestTurn, inserted: &mut Inserted) -> Result<()> {
+fn insert_all(conn: &Connection, known: &mut Known, turns: &[IngestTurn]) -> Result<Inserted> {
+    known.refresh(conn)?;
+    let mut inserted = Inserted::default();
+    turns.iter().try_for_each(|turn| insert(conn, known, turn, &mut inserted))?;
+    Ok(inserted)
+}
+
+/// Each turn in a savepoint of its own; what fails for good is counted as dropped.
+fn insert_singly(conn: &Connection, known: &mut Known, turns: &[IngestTurn]) -> Result<Inserted> {
+    let mut inserted = Inserted::default();
+    for turn in turns {
+        conn.execute_batch("SAVEPOINT turn")?;
+        let mut tried = inserted;
+        match insert(conn, known, turn, &mut tried) {
+            Ok(()) => inserted = tried,
+            Err(error) if error.is_passing() => return Err(error),
+            Err(error) => {
+                tracing::error!(turn = %turn.begin.turn_id, %error, "a turn cannot be stored");
+                conn.execute_batch("ROLLBACK TO turn")?;
+                known.clear();
+                inserted.refused += 1;
+                let (route, reason) = (turn.begin.route.clone(), DropReason::Undecodable);
+                let (from_ms, at_ms) = (now_ms(), now_ms());
+                add_drop(conn, &Gap { route, reason, count: 1, from_ms, at_ms })?;
+            }
+        }
+        conn.execute_batch("RELEASE turn")?;
+    }
+    Ok(inserted)
+}
+
+fn insert(
+    conn: &Connection,
+    known: &mut Known,
+    turn: &IngestTurn,
+    inserted: &mut Inserted,
+) -> Result<()> {
     let id = turn.begin.turn_id;
     if row_of(conn, id)?.is_some() || super::forget::is_forgotten(conn, id, false)? {
         inserted.duplicates += 1;
@@ -169,8 +195,8 @@ fn insert(conn: &Connection, turn: &IngestTurn, inserted: &mut Inserted) -> Resu
         None => None,
     };
     let placed = Placed::of(conn, turn, resolution.link.as_ref(), parent)?;
-    let id = insert_turn(conn, turn, &resolution, parent, &placed)?;
-    insert_parts(conn, turn, id)?;
+    let id = insert_turn(conn, known, turn, &resolution, parent, &placed)?;
+    insert_parts(conn, known, turn, id)?;
     inserted.stored += 1;
     if let Some(parent) = parent {
         inserted.linked += 1;
@@ -179,7 +205,7 @@ fn insert(conn: &Connection, turn: &IngestTurn, inserted: &mut Inserted) -> Resu
         }
     }
     pending::remember(conn, turn, id, resolution.link.as_ref().filter(|_| parent.is_some()))?;
-    inserted.relinked += pending::resolve(conn, turn, id, &resolution.session_id)?;
+    inserted.relinked += pending::resolve(conn, known, turn, id, &resolution.session_id)?;
     Ok(())
 }
 
@@ -230,13 +256,14 @@ const INSERT_TURN: &str = "INSERT INTO turns (
     started_ms, first_byte_ms, duration_ms, status, outcome, stream, attempts,
     prompt, prompt_len, params, request_headers, response_headers, request_bytes, response_bytes,
     raw_request, raw_response, prompt_tokens, completion_tokens, flags, judgeable,
-    next_states, judged, response_id, person, client, retry)
+    next_states, judged, response_id, person, client, retry, facet)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
     ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36,
-    ?37, 0, 0, ?38, ?39, ?40, ?41)";
+    ?37, 0, 0, ?38, ?39, ?40, ?41, ?42)";
 
 fn insert_turn(
     conn: &Connection,
+    known: &mut Known,
     turn: &IngestTurn,
     resolution: &Resolution,
     parent: Option<i64>,
@@ -246,8 +273,19 @@ fn insert_turn(
     let link = resolution.link.as_ref().filter(|_| parent.is_some());
     let nodes = placed.nodes.as_ref().unwrap_or(&turn.nodes);
     let usage = turn.response.as_ref().and_then(|response| response.usage);
-    let put =
-        |body: &Option<bodies::Body>| body.as_ref().map(|body| bodies::put(conn, body)).transpose();
+    let model = turn.request.as_ref().and_then(|request| request.model.as_deref());
+    let facet = Facet {
+        route: &begin.route,
+        tenant: &begin.tenant,
+        outcome: turn.outcome.as_str(),
+        model: model.unwrap_or_default(),
+        verdict: UNJUDGED,
+    };
+    let facet = known.facets.id(conn, &facet)?;
+    let prompt = bodies::put_chain(conn, known, nodes)?;
+    let mut put = |body: &Option<bodies::Body>| {
+        body.as_ref().map(|body| bodies::put(conn, known, body)).transpose()
+    };
     let mut insert = conn.prepare_cached(INSERT_TURN)?;
     Ok(insert.insert(params![
         begin.turn_id.to_string(),
@@ -264,7 +302,7 @@ fn insert_turn(
         begin.tenant,
         begin.method,
         begin.path,
-        turn.request.as_ref().and_then(|request| request.model.as_deref()),
+        model,
         turn.generation.as_str(),
         begin.policy_version.cast_signed(),
         begin.started_ms,
@@ -274,7 +312,7 @@ fn insert_turn(
         turn.outcome.as_str(),
         turn.request.as_ref().is_some_and(|request| request.stream),
         done.map_or(0, |done| done.attempts),
-        bodies::put_chain(conn, nodes)?,
+        prompt,
         int(nodes.len() as u64),
         put(&turn.params)?,
         headers_json(&begin.headers),
@@ -291,22 +329,19 @@ fn insert_turn(
         turn.asked.person,
         begin.client,
         resolution.retry,
+        facet,
     ])?)
 }
 
 /// The rows beside a turn's own: its answers and what it can be found by.
-fn insert_parts(conn: &Connection, turn: &IngestTurn, id: i64) -> Result<()> {
+fn insert_parts(conn: &Connection, known: &mut Known, turn: &IngestTurn, id: i64) -> Result<()> {
     let answers = turn.response.as_ref().map_or(&[][..], |response| &response.choices);
     let mut choice = conn.prepare_cached(
         "INSERT OR IGNORE INTO choices (turn, idx, message, finish_reason) VALUES (?1, ?2, ?3, ?4)",
     )?;
     for (answer, body) in answers.iter().zip(&turn.choices) {
-        choice.execute(params![
-            id,
-            answer.index,
-            bodies::put(conn, body)?,
-            answer.finish_reason
-        ])?;
+        let message = bodies::put(conn, known, body)?;
+        choice.execute(params![id, answer.index, message, answer.finish_reason])?;
     }
     for (rule, count) in &turn.redactions {
         let sql = "INSERT OR REPLACE INTO turn_redactions (turn, rule, count) VALUES (?1, ?2, ?3)";

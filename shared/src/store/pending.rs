@@ -10,6 +10,7 @@
 use rusqlite::{Connection, params};
 
 use super::insert::{add_next_states, gives_next_state, repeats_next_state};
+use super::known::Known;
 use super::restore::restore;
 use super::{IngestTurn, Result, Store, bodies, flags, int};
 use crate::clock::now_ms;
@@ -18,7 +19,7 @@ use crate::link::{Hash, HashKind, Link, LinkKind};
 /// Most prefixes that one turn waits for: the youngest answers of its history.
 const PREFIXES_MAX: usize = 8;
 /// Most children that one answer can win back.
-const CHILDREN_MAX: i64 = 64;
+const CHILDREN_MAX: usize = 64;
 /// How long a turn waits, milliseconds.
 const AGE_MS_MAX: i64 = 24 * 3600 * 1000;
 
@@ -78,6 +79,7 @@ impl Waiting {
 /// Makes a turn that was just stored the parent of those that wait for it. Returns how many.
 pub(super) fn resolve(
     conn: &Connection,
+    known: &mut Known,
     turn: &IngestTurn,
     id: i64,
     session_id: &str,
@@ -92,7 +94,7 @@ pub(super) fn resolve(
         };
         for child in waiting(conn, &entry.hash, id, turn.begin.started_ms)? {
             if !child.has_better_than(kind.0) {
-                adopt(conn, turn, &child, (id, entry.choice, session_id), kind)?;
+                adopt(conn, known, turn, &child, (id, entry.choice, session_id), kind)?;
                 relinked += 1;
             }
         }
@@ -104,9 +106,9 @@ fn waiting(conn: &Connection, hash: &Hash, parent: i64, began: i64) -> Result<Ve
     let mut find = conn.prepare_cached(
         "SELECT t.id, p.answer_at, t.parent, t.answer_at, t.link, t.session_id, t.turn_id, t.prompt
          FROM pending_parents p JOIN turns t ON t.id = p.turn
-         WHERE p.hash = ?1 AND t.id <> ?2 AND t.started_ms >= ?3 ORDER BY t.id LIMIT ?4",
+         WHERE p.hash = ?1 AND t.id <> ?2 AND t.started_ms >= ?3 ORDER BY t.id",
     )?;
-    let rows = find.query_map(params![&hash[..], parent, began, CHILDREN_MAX], |row| {
+    let rows = find.query_map(params![&hash[..], parent, began], |row| {
         let old_kind = row.get::<_, Option<String>>(4)?.and_then(|kind| kind.parse().ok());
         Ok(Waiting {
             id: row.get(0)?,
@@ -119,12 +121,13 @@ fn waiting(conn: &Connection, hash: &Hash, parent: i64, began: i64) -> Result<Ve
             prompt: row.get(7)?,
         })
     })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
+    Ok(rows.take(CHILDREN_MAX).collect::<rusqlite::Result<_>>()?)
 }
 
 /// `parent`: its row, the choice, and its session.
 fn adopt(
     conn: &Connection,
+    known: &mut Known,
     turn: &IngestTurn,
     child: &Waiting,
     parent: (i64, u32, &str),
@@ -139,7 +142,7 @@ fn adopt(
     }
     let mut answer_at = child.answer_at;
     if kind == LinkKind::Named {
-        answer_at = bring_history(conn, turn, child, id, choice)?;
+        answer_at = bring_history(conn, known, turn, child, id, choice)?;
     }
     let sql = "UPDATE turns SET parent = ?2, parent_choice = ?3, answer_at = ?4, link = ?5,
                link_confidence = ?6 WHERE id = ?1";
@@ -171,6 +174,7 @@ fn adopt(
 /// is.
 fn bring_history(
     conn: &Connection,
+    known: &mut Known,
     turn: &IngestTurn,
     child: &Waiting,
     parent: i64,
@@ -182,7 +186,7 @@ fn bring_history(
         return Ok(at);
     };
     let nodes = bodies::chain(&turn.begin.tenant, &whole);
-    let prompt = bodies::put_chain(conn, &nodes)?;
+    let prompt = bodies::put_chain(conn, known, &nodes)?;
     let sql = "UPDATE turns SET prompt = ?2, prompt_len = ?3, flags = flags & ~?4 WHERE id = ?1";
     let len = int(nodes.len() as u64);
     conn.prepare_cached(sql)?.execute(params![child.id, prompt, len, flags::HISTORY_MISSING])?;

@@ -25,6 +25,8 @@ pub(super) fn prepare(conn: &Connection) -> Result<()> {
     conn.pragma_update(None, "page_size", 16_384)?;
     conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    // Migrations may replace tables that others refer to.
+    conn.pragma_update(None, "foreign_keys", false)?;
     if version(conn)? == KNOWN {
         return check(conn);
     }

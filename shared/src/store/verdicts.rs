@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use serde_json::Value;
 
 use super::forget::is_forgotten;
-use super::{Result, Store, StoreError, StoredTurn, parse, parse_json};
+use super::{Result, Store, StoreError, StoredTurn, facets, parse, parse_json};
 use crate::turn::TurnId;
 
 /// The judgement of one turn.
@@ -110,6 +110,9 @@ impl Store {
             ],
         )?;
         write.execute("UPDATE turns SET judged = 1 WHERE id = ?1", [id])?;
+        if new == 1 {
+            facets::judged(&write, id, row.verdict)?;
+        }
         write.commit()?;
         Ok(new == 1)
     }

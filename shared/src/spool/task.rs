@@ -1,0 +1,241 @@
+//! The one thread that writes.
+//!
+//! It takes what waits, appends it at once and syncs in groups. When no place takes its writes, it
+//! keeps what it has, tries again after a pause and lets the queue fill: traffic goes on, and what
+//! no longer fits is counted as dropped.
+//!
+//! Invariant: a record leaves the queue only into the writer, which keeps it until it is durable.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::handle::{Durable, Shared, lock};
+use super::queue::Queue;
+use super::{SpoolConfig, SpoolError, SpoolWriter, disk_bytes};
+use crate::turn::{DropReason, Record};
+
+/// How often the disk is measured and gaps are written, at most.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// Shortest time between two looks at the queue while much comes: records are written together
+/// instead of each waking the thread. What comes after a quiet moment is written at once.
+const GATHER: Duration = Duration::from_millis(1);
+/// Records of one look that count as much.
+const MUCH: usize = 4;
+
+/// The state of the spool thread.
+pub(super) struct Task {
+    cfg: SpoolConfig,
+    writer: SpoolWriter,
+    shared: Arc<Shared>,
+    /// `Begin` frames that are not yet durable.
+    begins: u64,
+    upkeep_at: Instant,
+    looked_at: Instant,
+    much: bool,
+    closing_since: Option<Instant>,
+}
+
+impl Task {
+    pub(super) fn new(cfg: SpoolConfig, writer: SpoolWriter, shared: Arc<Shared>) -> Self {
+        let now = Instant::now();
+        let mut task = Self {
+            cfg,
+            writer,
+            shared,
+            begins: 0,
+            upkeep_at: now,
+            looked_at: now,
+            much: false,
+            closing_since: None,
+        };
+        task.measure();
+        task
+    }
+
+    /// Runs until the spool is closed and empty. Returns how many turns could not be written.
+    pub(super) fn run(mut self) -> u64 {
+        loop {
+            let batch = self.next_batch();
+            let degraded = self.shared.degraded.load(Ordering::Relaxed);
+            let idle = batch.is_empty() && self.writer.unsynced_bytes() == 0;
+            let begins = batch.iter().filter(|record| matches!(record, Record::Begin(_))).count();
+            self.begins += begins as u64;
+            let result = self.writer.append_all(&batch);
+            let result = result.and_then(|()| self.sync_if_due(degraded));
+            let result = result.and_then(|()| self.upkeep());
+            self.note(result);
+            if self.closing_since.is_some() && idle && !lock(&self.shared.queue).has_gaps() {
+                return self.finish(0);
+            }
+            let limit = Duration::from_millis(self.cfg.close_ms_max);
+            if self.closing_since.is_some_and(|since| since.elapsed() >= limit) {
+                let lost = self.give_up();
+                return self.finish(lost);
+            }
+        }
+    }
+
+    /// Waits for records, at most until something else is due. While the disk refuses, takes none.
+    fn next_batch(&mut self) -> Vec<Record> {
+        if self.much && self.closing_since.is_none() {
+            std::thread::sleep(GATHER.saturating_sub(self.looked_at.elapsed()));
+        }
+        let degraded = self.shared.degraded.load(Ordering::Relaxed);
+        let wait = match self.writer.unsynced_since() {
+            _ if degraded => Duration::from_millis(self.cfg.retry_ms),
+            Some(since) => {
+                Duration::from_millis(self.cfg.sync_ms_max).saturating_sub(since.elapsed())
+            }
+            None => UPKEEP.saturating_sub(self.upkeep_at.elapsed()),
+        };
+        let queue = lock(&self.shared.queue);
+        let idle = |q: &mut Queue| {
+            q.awaited = !q.closed && (degraded || q.len() == 0);
+            q.awaited
+        };
+        let waited = self.shared.filled.wait_timeout_while(queue, wait, idle);
+        let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        queue.awaited = false;
+        self.looked_at = Instant::now();
+        if queue.closed {
+            self.closing_since.get_or_insert_with(Instant::now);
+        }
+        if degraded {
+            let closed = queue.closed;
+            drop(queue);
+            if closed {
+                std::thread::sleep(Duration::from_millis(self.cfg.retry_ms.min(20)));
+            }
+            return Vec::new();
+        }
+        let mut batch = queue.take(self.cfg.sync_bytes_max);
+        self.much = batch.len() >= MUCH;
+        if queue.has_gaps() && (queue.closed || self.upkeep_at.elapsed() >= UPKEEP) {
+            batch.append(&mut queue.take_gaps());
+        }
+        batch
+    }
+
+    fn sync_if_due(&mut self, now: bool) -> Result<(), SpoolError> {
+        let age = self.writer.unsynced_since().map(|since| since.elapsed());
+        let old = age.is_some_and(|age| age >= Duration::from_millis(self.cfg.sync_ms_max));
+        let large = self.writer.unsynced_bytes() >= self.cfg.sync_bytes_max;
+        if !(now || old || large || self.closing_since.is_some()) {
+            return Ok(());
+        }
+        self.sync()
+    }
+
+    fn sync(&mut self) -> Result<(), SpoolError> {
+        let bytes = self.writer.unsynced_bytes() as u64;
+        let into = self.writer.tier();
+        self.writer.sync()?;
+        self.begins = 0;
+        if bytes > 0 {
+            let tier = into.or(self.writer.tier()).unwrap_or(0);
+            if let Some(used) = self.shared.used.get(tier) {
+                used.fetch_add(bytes, Ordering::Relaxed);
+            }
+            if self.mark_full(false) && self.writer.tier() == Some(tier) {
+                // What follows goes elsewhere, and this segment can be deleted once it is stored.
+                self.writer.seal();
+            }
+        }
+        self.publish(false);
+        Ok(())
+    }
+
+    fn note(&self, result: Result<(), SpoolError>) {
+        let failed = result.is_err();
+        if let Err(error) = result {
+            self.shared.write_errors.fetch_add(1, Ordering::Relaxed);
+            if !self.shared.degraded.load(Ordering::Relaxed) {
+                tracing::error!(%error, "the spool cannot be written; trying again");
+            }
+        }
+        self.shared.degraded.store(failed, Ordering::Relaxed);
+        self.shared.on_reserve.store(self.writer.tier() == Some(1), Ordering::Relaxed);
+        self.shared.assess(&self.cfg, &mut lock(&self.shared.queue));
+    }
+
+    /// Seals a segment that is old, or that must make room, and measures the disk.
+    fn upkeep(&mut self) -> Result<(), SpoolError> {
+        if self.upkeep_at.elapsed() < UPKEEP && self.closing_since.is_none() {
+            return Ok(());
+        }
+        self.upkeep_at = Instant::now();
+        self.measure();
+        let age = self.writer.segment_since().map(|since| since.elapsed());
+        let old = age.is_some_and(|age| age >= Duration::from_millis(self.cfg.segment_age_ms_max));
+        let full = self.shared.disk_full.load(Ordering::Relaxed);
+        if old || full || self.writer.should_move() {
+            self.sync()?;
+            self.writer.seal();
+            self.publish(false);
+        }
+        Ok(())
+    }
+
+    fn measure(&mut self) {
+        let roots = [Some(&self.cfg.dir), self.cfg.reserve_dir.as_ref()];
+        for (used, root) in self.shared.used.iter().zip(roots) {
+            used.store(root.map_or(0, |root| disk_bytes(root)), Ordering::Relaxed);
+        }
+        self.mark_full(true);
+    }
+
+    /// Compares what is used with the quotas. A place that was full has room again once an eighth
+    /// is free. Returns whether the place of the open segment is full.
+    fn mark_full(&mut self, measured: bool) -> bool {
+        let reserve = self.cfg.reserve_dir.as_ref().map(|_| self.cfg.reserve_bytes_max);
+        let quotas = [Some(self.cfg.disk_bytes_max), reserve];
+        let (mut all, mut own) = (true, false);
+        for (tier, quota) in quotas.into_iter().enumerate() {
+            let Some(quota) = quota else { continue };
+            let used = self.shared.used.get(tier).map_or(0, |used| used.load(Ordering::Relaxed));
+            let was_full = self.writer.is_full(tier);
+            // Only a measurement can free room.
+            let mark = if was_full && measured { quota - quota / 8 } else { quota };
+            let full = used >= mark || (was_full && !measured);
+            self.writer.set_full(tier, full);
+            all &= full;
+            own |= full && self.writer.tier() == Some(tier);
+        }
+        self.shared.disk_full.store(all, Ordering::Relaxed);
+        own
+    }
+
+    fn publish(&mut self, closed: bool) {
+        let sealed = self.writer.take_sealed();
+        let mut durable = lock(&self.shared.durable);
+        durable.sealed.extend(sealed);
+        let upto = self.writer.synced();
+        *durable = Durable { upto, closed, sealed: std::mem::take(&mut durable.sealed) };
+        drop(durable);
+        self.shared.advanced.notify_all();
+    }
+
+    fn give_up(&mut self) -> u64 {
+        self.writer.give_up();
+        let mut queue = lock(&self.shared.queue);
+        let mut lost = self.begins;
+        loop {
+            let rest = queue.take(usize::MAX);
+            if rest.is_empty() {
+                break;
+            }
+            lost += rest.iter().filter(|r| matches!(r, Record::Begin(_))).count() as u64;
+        }
+        *queue.dropped.entry(DropReason::SpoolError).or_default() += lost;
+        lost
+    }
+
+    /// Announces the end. The lock on the directory is released when the writer is dropped, after
+    /// this.
+    fn finish(mut self, lost: u64) -> u64 {
+        self.writer.seal();
+        self.publish(true);
+        lost
+    }
+}
