@@ -264,6 +264,12 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+fn brotli(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    brotli::CompressorWriter::new(&mut packed, 4096, 5, 22).write_all(bytes).unwrap();
+    packed
+}
+
 #[test]
 fn compressed_bodies_are_inflated_up_to_a_cap() {
     let body = stream(&rich());
@@ -278,6 +284,8 @@ fn compressed_bodies_are_inflated_up_to_a_cap() {
         ("deflate", zlib.finish().unwrap()),
         ("deflate", raw.finish().unwrap()),
         ("zstd", zstd::encode_all(&body[..], 1).unwrap()),
+        ("br", brotli(&body)),
+        ("br, zstd", zstd::encode_all(&brotli(&body)[..], 1).unwrap()),
         ("identity", body.clone()),
         ("gzip, gzip", gzip(&gzip(&body))),
     ] {
@@ -287,6 +295,24 @@ fn compressed_bodies_are_inflated_up_to_a_cap() {
     let cut = gzip(&body);
     let view = parse_response(CHAT, SSE, Some("gzip"), &cut[..cut.len() - 30], true).unwrap();
     assert!(!view.choices.is_empty(), "a cut body is read as far as it goes");
+    for (coding, whole) in
+        [("br", brotli(&body)), ("zstd", zstd::encode_all(&body[..], 1).unwrap())]
+    {
+        for end in 0..whole.len() {
+            if let Ok(plain) = inflate(Some(coding), &whole[..end]) {
+                assert!(body.starts_with(&plain), "{coding} cut at {end}");
+            }
+        }
+    }
+    let numbers = (1..20_000u64).map(|n| format!("{}\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let long = numbers.collect::<String>().into_bytes();
+    let whole = brotli(&long);
+    let plain = inflate(Some("br"), &whole[..whole.len() / 2]).unwrap();
+    assert!(plain.len() > long.len() / 4 && long.starts_with(&plain), "{}", plain.len());
+    // 100 times its size is not reached, 8 MiB are.
+    let small = gzip(&vec![b' '; 9 << 20]);
+    assert!(matches!(inflate(Some("gzip"), &small), Err(WireError::Inflate(_))));
+    assert!(inflate(Some("gzip"), &gzip(&vec![b' '; 7 << 20])).is_ok());
     assert!(matches!(inflate(Some("compress"), &body), Err(WireError::Coding(_))));
     assert!(matches!(inflate(Some("gzip"), b"not gzip"), Err(WireError::Inflate(_))));
     let zeros = vec![0u8; 1 << 20];

@@ -4,7 +4,7 @@
 //! there are at most four layers: a bomb costs bounded memory and time.
 
 use std::borrow::Cow;
-use std::io::Read;
+use std::io::{self, Read};
 
 use super::WireError;
 
@@ -45,7 +45,7 @@ pub fn inflate<'a>(encoding: Option<&str>, body: &'a [u8]) -> Result<Cow<'a, [u8
                 read_all(flate2::read::ZlibDecoder::new(bytes), bytes_max)?
             }
             "deflate" => read_all(flate2::read::DeflateDecoder::new(bytes), bytes_max)?,
-            "br" => read_all(brotli_decompressor::Decompressor::new(bytes, 4096), bytes_max)?,
+            "br" => read_all(Brotli::new(bytes), bytes_max)?,
             "zstd" => {
                 let decoder = zstd::stream::read::Decoder::with_buffer(bytes);
                 let mut decoder = decoder.map_err(|e| WireError::Inflate(e.to_string()))?;
@@ -68,9 +68,40 @@ fn read_all<'a>(reader: impl Read, bytes_max: u64) -> Result<Cow<'a, [u8]>, Wire
     match result {
         Ok(_) => Ok(Cow::Owned(plain)),
         // The client or the engine went away: what came is still the beginning of the answer.
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof && !plain.is_empty() => {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !plain.is_empty() => {
             Ok(Cow::Owned(plain))
         }
         Err(error) => Err(WireError::Inflate(error.to_string())),
+    }
+}
+
+/// The decoder calls a body that was cut off damaged; whether it asked for more than there was tells
+/// them apart.
+struct Brotli<'a>(brotli_decompressor::Decompressor<Input<'a>>);
+
+struct Input<'a> {
+    rest: &'a [u8],
+    ended: bool,
+}
+
+impl<'a> Brotli<'a> {
+    fn new(body: &'a [u8]) -> Self {
+        Self(brotli_decompressor::Decompressor::new(Input { rest: body, ended: false }, 4096))
+    }
+}
+
+impl Read for Brotli<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let result = self.0.read(out);
+        let cut = self.0.get_ref().ended;
+        result.map_err(|error| if cut { io::ErrorKind::UnexpectedEof.into() } else { error })
+    }
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let read = self.rest.read(out)?;
+        self.ended |= read == 0;
+        Ok(read)
     }
 }
