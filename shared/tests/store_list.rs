@@ -182,7 +182,7 @@ fn a_session_is_a_tree_with_parents_before_their_children() {
     let mut store = Store::open(&dir.path().join("store.sqlite")).unwrap();
     let mut at = 0;
     let mut insert = |messages: &[&str]| {
-        let speaker = |n: usize| if n % 2 == 0 { "user" } else { "assistant" };
+        let speaker = |n: usize| if n.is_multiple_of(2) { "user" } else { "assistant" };
         let each = messages.iter().enumerate();
         let messages: Vec<Value> =
             each.map(|(n, text)| json!({"role": speaker(n), "content": text})).collect();

@@ -124,7 +124,7 @@ impl Capture {
     }
 
     /// Bytes that came past so far.
-    pub fn len(&self) -> u64 {
+    pub fn passed(&self) -> u64 {
         self.len
     }
 

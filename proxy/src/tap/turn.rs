@@ -124,7 +124,7 @@ impl Tap {
 
     /// Bytes of the request body that came past.
     pub fn request_len(&self) -> u64 {
-        self.request.len()
+        self.request.passed()
     }
 
     /// A piece of the request body; `end` when it is the last. Hands the first half over at the

@@ -81,7 +81,6 @@ async fn ask_once(mut tcp: tokio::net::TcpStream, request: &[u8]) -> bool {
 
 /// `HONE_KILLS=200` for the long form.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "known: what is answered while the spool thread waits for fdatasync is lost to kill -9"]
 async fn after_any_kill_9_every_answered_turn_is_stored_once() {
     let kills: u64 = std::env::var("HONE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
     let seed = std::env::var("HONE_SEED")

@@ -116,7 +116,7 @@ impl Spool {
             boot: writer.boot().to_owned(),
             shared: Arc::clone(&shared),
         };
-        let task = Task::new(cfg.clone(), writer, Arc::clone(&shared));
+        let task = Task::new(cfg.clone(), writer, Arc::clone(&shared)).map_err(at(&cfg.dir))?;
         let thread = std::thread::Builder::new()
             .name("spool".to_owned())
             .spawn(move || task.run())

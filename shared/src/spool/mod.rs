@@ -27,6 +27,7 @@ mod health;
 mod queue;
 mod reader;
 mod scrub;
+mod sync;
 mod task;
 mod writer;
 

@@ -30,6 +30,8 @@ pub(super) struct Queue {
     pub(super) closed: bool,
     /// The thread sleeps until something comes: whoever brings it must wake it.
     pub(super) awaited: bool,
+    /// A sync has ended.
+    pub(super) synced: bool,
     pub(super) judge: Judge,
     pub(super) requests: u64,
     pub(super) accepted: u64,

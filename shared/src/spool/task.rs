@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::handle::{Durable, Shared, lock};
 use super::queue::Queue;
+use super::sync::Syncer;
 use super::{SpoolConfig, SpoolError, SpoolWriter, disk_bytes};
 use crate::turn::{DropReason, Record};
 
@@ -28,6 +29,7 @@ pub(super) struct Task {
     cfg: SpoolConfig,
     writer: SpoolWriter,
     shared: Arc<Shared>,
+    syncer: Syncer,
     /// `Begin` frames that are not yet durable.
     begins: u64,
     upkeep_at: Instant,
@@ -37,12 +39,19 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(cfg: SpoolConfig, writer: SpoolWriter, shared: Arc<Shared>) -> Self {
+    /// Errors: the thread that syncs cannot be started.
+    pub(super) fn new(
+        cfg: SpoolConfig,
+        writer: SpoolWriter,
+        shared: Arc<Shared>,
+    ) -> std::io::Result<Self> {
+        let syncer = Syncer::start(Arc::clone(&shared))?;
         let now = Instant::now();
         let mut task = Self {
             cfg,
             writer,
             shared,
+            syncer,
             begins: 0,
             upkeep_at: now,
             looked_at: now,
@@ -50,7 +59,7 @@ impl Task {
             closing_since: None,
         };
         task.measure();
-        task
+        Ok(task)
     }
 
     /// Runs until the spool is closed and empty. Returns how many turns could not be written.
@@ -84,6 +93,8 @@ impl Task {
         let degraded = self.shared.degraded.load(Ordering::Relaxed);
         let wait = match self.writer.unsynced_since() {
             _ if degraded => Duration::from_millis(self.cfg.retry_ms),
+            // Woken when it has ended.
+            _ if self.syncer.busy => UPKEEP,
             Some(since) => {
                 Duration::from_millis(self.cfg.sync_ms_max).saturating_sub(since.elapsed())
             }
@@ -91,12 +102,12 @@ impl Task {
         };
         let queue = lock(&self.shared.queue);
         let idle = |q: &mut Queue| {
-            q.awaited = !q.closed && (degraded || q.len() == 0);
+            q.awaited = !q.closed && !q.synced && (degraded || q.len() == 0);
             q.awaited
         };
         let waited = self.shared.filled.wait_timeout_while(queue, wait, idle);
         let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        queue.awaited = false;
+        (queue.awaited, queue.synced) = (false, false);
         self.looked_at = Instant::now();
         if queue.closed {
             self.closing_since.get_or_insert_with(Instant::now);
@@ -120,30 +131,57 @@ impl Task {
     fn sync_if_due(&mut self, now: bool) -> Result<(), SpoolError> {
         let age = self.writer.unsynced_since().map(|since| since.elapsed());
         let old = age.is_some_and(|age| age >= Duration::from_millis(self.cfg.sync_ms_max));
-        let large = self.writer.unsynced_bytes() >= self.cfg.sync_bytes_max;
-        if !(now || old || large || self.closing_since.is_some()) {
+        let bytes = self.writer.unsynced_bytes();
+        let large = bytes >= self.cfg.sync_bytes_max;
+        // What waits to be written again, and what is too much to keep, is waited for.
+        let much = bytes >= self.cfg.sync_bytes_max.saturating_mul(4);
+        if now || much || self.writer.is_long() || self.closing_since.is_some() {
+            return self.sync();
+        }
+        self.take_synced(false)?;
+        if self.syncer.busy || !(old || large) {
             return Ok(());
         }
-        self.sync()
+        let job = self.writer.sync_job(self.begins);
+        let begun = job.is_some_and(|job| self.syncer.begin(job));
+        if begun { Ok(()) } else { self.sync() }
     }
 
+    /// Notes the sync that was under way, once it has ended.
+    fn take_synced(&mut self, wait: bool) -> Result<(), SpoolError> {
+        let Some((job, result)) = self.syncer.ended(wait) else { return Ok(()) };
+        if self.writer.synced_by(&job, result)? {
+            self.begins = self.begins.saturating_sub(job.begins);
+            if self.count_used(self.writer.tier(), job.bytes as u64) {
+                self.writer.sync()?;
+                self.writer.seal();
+            }
+            self.publish(false);
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable, now.
     fn sync(&mut self) -> Result<(), SpoolError> {
+        self.take_synced(true)?;
         let bytes = self.writer.unsynced_bytes() as u64;
         let into = self.writer.tier();
         self.writer.sync()?;
         self.begins = 0;
-        if bytes > 0 {
-            let tier = into.or(self.writer.tier()).unwrap_or(0);
-            if let Some(used) = self.shared.used.get(tier) {
-                used.fetch_add(bytes, Ordering::Relaxed);
-            }
-            if self.mark_full(false) && self.writer.tier() == Some(tier) {
-                // What follows goes elsewhere, and this segment can be deleted once it is stored.
-                self.writer.seal();
-            }
+        if self.count_used(into.or(self.writer.tier()), bytes) {
+            // What follows goes elsewhere, and this segment can be deleted once it is stored.
+            self.writer.seal();
         }
         self.publish(false);
         Ok(())
+    }
+
+    /// Adds to what a place holds. Returns whether the place of the open segment is full now.
+    fn count_used(&mut self, tier: Option<usize>, bytes: u64) -> bool {
+        if let Some(used) = self.shared.used.get(tier.unwrap_or(0)) {
+            used.fetch_add(bytes, Ordering::Relaxed);
+        }
+        bytes > 0 && self.mark_full(false)
     }
 
     fn note(&self, result: Result<(), SpoolError>) {

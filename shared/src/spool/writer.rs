@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::sync::Job;
 use super::{Position, SpoolConfig, SpoolError, at, frame, segment_path};
 use crate::data_dir::sync_parent;
 use crate::turn::Record;
@@ -57,6 +58,9 @@ struct Open {
     /// Bytes written and bytes known to be durable.
     written: u64,
     synced: u64,
+    /// The file's name is durable, too. Not waited for before the first bytes are written: they are
+    /// safe from the death of the process only then.
+    named: bool,
     opened: Instant,
 }
 
@@ -197,12 +201,16 @@ impl SpoolWriter {
             self.rewrite()?;
         }
         let Some(open) = &mut self.file else { return Ok(()) };
-        let done = open.file.sync_data().map_err(at(&open.path));
+        let done = open.file.sync_data().and_then(|()| match open.named {
+            true => Ok(()),
+            false => sync_parent(&open.path),
+        });
+        let done = done.map_err(at(&open.path));
         if let Err(error) = done {
             self.abandon();
             return Err(error);
         }
-        open.synced = open.written;
+        (open.synced, open.named) = (open.written, true);
         self.unsynced.clear();
         self.unsynced.shrink_to(4 << 20);
         self.unsynced_since = None;
@@ -210,6 +218,44 @@ impl SpoolWriter {
             self.seal();
         }
         Ok(())
+    }
+
+    /// What a sync of all that is written would be; `None` when nothing waits for one, or what
+    /// waits is not written.
+    pub(super) fn sync_job(&self, begins: u64) -> Option<Job> {
+        let open = self.file.as_ref().filter(|_| !self.unsynced.is_empty())?;
+        let file = open.file.try_clone().ok()?;
+        let (segment, bytes) = (self.segment, self.unsynced.len());
+        let name = (!open.named).then(|| open.path.clone());
+        Some(Job { file, name, segment, upto: open.written, bytes, begins })
+    }
+
+    /// A sync has ended. Returns whether its frames are durable; else they are kept. Errors: it
+    /// failed.
+    pub(super) fn synced_by(
+        &mut self,
+        job: &Job,
+        result: std::io::Result<()>,
+    ) -> Result<bool, SpoolError> {
+        // After a failed write everything was begun again in another segment.
+        let Some(open) = self.file.as_mut().filter(|_| self.segment == job.segment) else {
+            return Ok(false);
+        };
+        if let Err(source) = result {
+            let error = at(&open.path)(source);
+            self.abandon();
+            return Err(error);
+        }
+        (open.synced, open.named) = (job.upto, true);
+        self.unsynced.drain(..job.bytes.min(self.unsynced.len()));
+        self.unsynced.shrink_to(4 << 20);
+        self.unsynced_since = (!self.unsynced.is_empty()).then(Instant::now);
+        Ok(true)
+    }
+
+    /// Whether the open segment is as long as it may get.
+    pub(super) fn is_long(&self) -> bool {
+        self.file.as_ref().is_some_and(|open| open.written >= self.segment_bytes_max)
     }
 
     /// Ends the open segment, so that it can be deleted once it is stored. Call only with nothing
@@ -260,9 +306,8 @@ impl SpoolWriter {
         let mut options = OpenOptions::new();
         let file =
             options.create(true).write(true).truncate(true).open(&path).map_err(at(&path))?;
-        sync_parent(&path).map_err(at(&path))?;
         let opened = Instant::now();
-        let open = Open { file, path, tier: number, written: 0, synced: 0, opened };
+        let open = Open { file, path, tier: number, written: 0, synced: 0, named: false, opened };
         let open = self.file.insert(open);
         let wrote = open.file.write_all(&self.unsynced).map_err(at(&open.path));
         open.written = self.unsynced.len() as u64;
