@@ -103,6 +103,43 @@ fn the_next_round_starts_from_the_incumbent_and_knows_its_parent() {
 }
 
 #[test]
+fn turns_of_tenants_that_the_route_does_not_take_teach_it_nothing() {
+    let it = prepared(CORRECTION);
+    let paths = "paths = [\"/v1/chat/completions\"]";
+    let others = format!("{paths}\ntenants = [\"somebody-else\"]");
+    let (end, row) = it.round(&[EASY, (paths, &others)]);
+    assert_eq!(end, End::Finished(RoundState::Abandoned), "{}", row.reason);
+    assert_eq!(it.workshop().store.round_turns(&row.round_id).unwrap(), []);
+    assert!(it.served().is_base());
+    let own = format!("{paths}\ntenants = [\"t\"]");
+    let (end, row) = it.round(&[EASY, (paths, &own)]);
+    assert_eq!(end, End::Finished(RoundState::Promoted), "{}", row.reason);
+}
+
+#[test]
+fn a_round_publishes_nothing_once_a_turn_of_it_was_forgotten() {
+    let it = prepared(CORRECTION);
+    let (mut shop, set) = (it.workshop(), policies(&[EASY]));
+    let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+    let (data, kernels, turn) = (shop.data.clone(), shop.kernels.clone(), pool[0].0.turn_id);
+    // The samples are drawn when the kernels are made.
+    shop.kernels = std::sync::Arc::new(move |dir, threads, precision| {
+        let subject = hone_shared::forget::Subject::Turn(turn);
+        hone_shared::forget::run(&data, &subject, &Default::default()).unwrap();
+        kernels(dir, threads, precision)
+    });
+    let end = run(&mut shop, &mut row, &set).unwrap();
+    assert_eq!(end, End::Finished(RoundState::Abandoned));
+    assert!(row.reason.contains("was forgotten"), "{}", row.reason);
+    assert!(it.served().is_base());
+    assert_eq!(shop.registry.list().unwrap(), []);
+    let files = std::fs::read_dir(shop.data.rounds_dir().join(&row.round_id)).unwrap();
+    let names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| name == "metrics.jsonl"), "{names:?}");
+}
+
+#[test]
 fn a_candidate_that_the_gate_refuses_is_recorded_and_not_published() {
     let it = prepared(CORRECTION);
     let (end, row) = it.round(&[("margin = 0.02", "margin = 9.0")]);

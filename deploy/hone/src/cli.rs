@@ -45,6 +45,8 @@ pub enum Command {
     Route(RouteArgs),
     /// Show who changed what, when and why.
     Audit(AuditArgs),
+    /// Show what was recorded.
+    Turns(TurnsArgs),
     /// Remove a session, a tenant, a turn or a text, and everything that was learned from it.
     Forget(crate::forget::ForgetArgs),
     /// Obtain and list models.

@@ -16,6 +16,7 @@ mod rollback;
 mod route;
 mod serve;
 mod status;
+mod turns;
 mod up;
 
 use std::process::ExitCode;
@@ -48,6 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rollback(args) => rollback::run(&args),
         Command::Route(args) => route::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Turns(args) => turns::run(&args),
         Command::Forget(args) => forget::run(&args),
         Command::Model(args) => model::run(args),
         Command::Policy(args) => policy::run(&args),

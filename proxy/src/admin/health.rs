@@ -3,6 +3,7 @@
 //! ```text
 //! ok         200   everything works
 //! degraded   200   clients are served; something needs an operator
+//! unready    503   a route refuses its requests, as its policy says, because it cannot record
 //! draining   503   a shutdown has begun
 //! ```
 //! `Accept: application/json` or `?json` gets the reasons as codes; with a token, also in words,
@@ -17,6 +18,8 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use hone_shared::policy::{RoutePolicy, WhenFull};
+use hone_shared::spool::Health;
 use serde::Serialize;
 use serde_json::json;
 
@@ -56,11 +59,29 @@ pub fn reasons(operator: &Operator) -> Vec<Reason> {
     } else if ingest.lag_ms > LAG_MS_MAX {
         add("ingest_behind", format!("{} ms behind the traffic", ingest.lag_ms));
     }
+    let shed = shedding(operator);
+    if !shed.is_empty() {
+        let detail =
+            format!("nothing can be recorded, so these routes refuse: {}", shed.join(", "));
+        all.insert(0, Reason { code: "shedding", detail, unready: true });
+    }
     if operator.draining.load(Ordering::Acquire) {
         let detail = "a shutdown has begun".to_owned();
         all.insert(0, Reason { code: "draining", detail, unready: true });
     }
     all
+}
+
+/// The routes that answer 503 now, because they would rather refuse than not record.
+fn shedding(operator: &Operator) -> Vec<String> {
+    if operator.recorder.health() != Health::Full {
+        return Vec::new();
+    }
+    let snapshot = operator.watches.snapshot();
+    let sheds = |route: &&Arc<RoutePolicy>| {
+        route.mode.captures() && route.capture.when_full == WhenFull::Shed
+    };
+    snapshot.policies.routes.iter().filter(sheds).map(|route| route.name.clone()).collect()
 }
 
 /// `GET /readyz`

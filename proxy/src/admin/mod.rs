@@ -17,6 +17,7 @@ pub mod metrics;
 mod modes;
 pub mod status;
 pub mod tokens;
+pub mod turns;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -107,6 +108,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     guarded("GET", "/v1/routes", || get(modes::list)),
     guarded("PUT DELETE", "/v1/routes/{name}/mode", || put(modes::set).delete(modes::reset)),
     guarded("GET", "/v1/audit", || get(audit::list)),
+    guarded("GET", "/v1/turns", || get(turns::list)),
+    guarded("GET", "/v1/turns/{id}", || get(turns::one)),
+    guarded("GET", "/v1/sessions/{id}", || get(turns::session)),
 ];
 
 /// All endpoints behind their guard.

@@ -157,3 +157,40 @@ async fn readiness_says_what_is_wrong_in_codes_and_to_operators_in_words() {
     let told = proxy.admin_get("/readyz?json").await.text();
     assert!(told.contains("routes/test.toml") && told.contains("secret"), "{told}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_list_turns_page_by_page_and_see_one_and_its_session() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::start(origin.address, "observe").await;
+    for at in 0..5 {
+        let body = chat(&format!("question {at} end"), false);
+        ask(proxy.address, &post("/v1/json/chat/completions", "X-Session-Id: s1\r\n", &body)).await;
+    }
+    proxy.settled(5).await;
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = proxy.admin_get(&format!("/v1/turns?limit=2&route=test{cursor}")).await.json();
+        let rows = page["data"].as_array().unwrap().clone();
+        seen.extend(rows.into_iter().map(|row| row["turn_id"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(seen.len(), 5);
+    let turn = proxy.admin_get(&format!("/v1/turns/{}", seen[0])).await.json();
+    assert_eq!(turn["messages"][0]["content"], "question 4 end");
+    let session = turn["session_id"].as_str().unwrap();
+    let session = proxy.admin_get(&format!("/v1/sessions/{session}")).await.json();
+    assert_eq!(session["data"].as_array().unwrap().len(), 5);
+    let none = proxy.admin_get("/v1/turns?outcome=client_abort").await.json();
+    assert_eq!(none["data"].as_array().unwrap().len(), 0);
+    for (path, status) in [
+        ("/v1/turns?outcome=nice", 400),
+        ("/v1/turns?cursor=x", 400),
+        ("/v1/turns?colour=red", 400),
+        ("/v1/turns/nobody", 404),
+        ("/v1/turns/01890000-0000-7000-8000-000000000000", 404),
+        ("/v1/sessions/nobody", 404),
+    ] {
+        assert_eq!(proxy.admin_get(path).await.status, status, "{path}");
+    }
+}

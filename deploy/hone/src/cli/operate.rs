@@ -103,3 +103,59 @@ pub enum PolicyAction {
         json: bool,
     },
 }
+
+/// `hone turns`
+#[derive(Debug, Clone, Args)]
+pub struct TurnsArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(subcommand)]
+    pub action: TurnsAction,
+}
+
+/// What to do with turns.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TurnsAction {
+    /// List turns, newest first.
+    List(TurnsListArgs),
+    /// Show one turn with its texts, verdict and hints.
+    Show {
+        /// Its id.
+        id: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `hone turns list`: all conditions must hold.
+#[derive(Debug, Clone, Args)]
+pub struct TurnsListArgs {
+    /// Name of the route.
+    #[arg(long)]
+    pub route: Option<String>,
+    /// Name of the tenant.
+    #[arg(long)]
+    pub tenant: Option<String>,
+    /// The session.
+    #[arg(long)]
+    pub session: Option<String>,
+    /// How the turn ended, such as complete or client_abort.
+    #[arg(long)]
+    pub outcome: Option<String>,
+    /// The model that was asked for.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// What the judge said: 1, 0, -1, or none.
+    #[arg(long, allow_hyphen_values = true)]
+    pub verdict: Option<String>,
+    /// Most turns of this page.
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+    /// Where to go on: what the page before said.
+    #[arg(long)]
+    pub cursor: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,150 @@
+//! What was recorded: turns by filter and page, one turn in full, a session as a tree.
+//!
+//! ```text
+//! GET /v1/turns?route=&tenant=&session=&outcome=&model=&verdict=&since_ms=&until_ms=&limit=&cursor=
+//! GET /v1/turns/{id}
+//! GET /v1/sessions/{id}
+//! ```
+//! Invariant: read with a connection that cannot write, where blocking is allowed, in short
+//! statements; the texts of turns are shown to operators only.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use hone_shared::store::{Store, StoreError, StoredTurn, TurnFilter, VerdictRow};
+use hone_shared::turn::TurnId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::audit::store_unavailable;
+use super::{Operator, blocking, refuse};
+
+/// Turns of one page, unless another number is asked for.
+const LIMIT: usize = 50;
+
+/// The query; texts are read after it, so that a wrong one gets an answer in our words.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Asked {
+    route: Option<String>,
+    tenant: Option<String>,
+    session: Option<String>,
+    outcome: Option<String>,
+    model: Option<String>,
+    verdict: Option<String>,
+    since_ms: Option<i64>,
+    until_ms: Option<i64>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+fn read<T: FromStr<Err: std::fmt::Display>>(text: Option<&String>) -> Result<Option<T>, String> {
+    text.map(|text| text.parse()).transpose().map_err(|error: T::Err| error.to_string())
+}
+
+/// `GET /v1/turns`
+pub async fn list(State(operator): State<Arc<Operator>>, Query(asked): Query<Asked>) -> Response {
+    let texts = || {
+        Ok::<_, String>((
+            read(asked.outcome.as_ref())?,
+            read(asked.verdict.as_ref())?,
+            read(asked.cursor.as_ref())?,
+        ))
+    };
+    let (outcome, verdict, cursor) = match texts() {
+        Ok(texts) => texts,
+        Err(problem) => return refuse(StatusCode::BAD_REQUEST, "invalid_query", &problem),
+    };
+    let filter = TurnFilter {
+        route: asked.route,
+        tenant: asked.tenant,
+        session: asked.session,
+        outcome,
+        model: asked.model,
+        verdict,
+        since_ms: asked.since_ms,
+        until_ms: asked.until_ms,
+    };
+    let limit = asked.limit.unwrap_or(LIMIT);
+    let page = stored(&operator, move |store| store.list_turns(&filter, cursor, limit)).await;
+    page.map_or_else(
+        |failed| failed,
+        |page| {
+            let next = page.next.map(|cursor| cursor.to_string());
+            Json(json!({ "data": page.turns, "next": next })).into_response()
+        },
+    )
+}
+
+/// `GET /v1/turns/{id}`
+pub async fn one(State(operator): State<Arc<Operator>>, Path(id): Path<String>) -> Response {
+    let Ok(id) = id.parse::<TurnId>() else { return unknown("turn") };
+    let found = stored(&operator, move |store| {
+        let Some(turn) = store.turn(id)? else { return Ok(None) };
+        let children = store.children(id)?.into_iter().map(|child| child.turn_id);
+        Ok(Some((turn, store.verdict(id)?, children.collect::<Vec<_>>())))
+    });
+    match found.await {
+        Err(failed) => failed,
+        Ok(None) => unknown("turn"),
+        Ok(Some((turn, verdict, children))) => {
+            Json(whole(&turn, verdict.as_ref(), &children)).into_response()
+        }
+    }
+}
+
+/// `GET /v1/sessions/{id}`
+pub async fn session(State(operator): State<Arc<Operator>>, Path(id): Path<String>) -> Response {
+    let named = id.clone();
+    match stored(&operator, move |store| store.session(&named)).await {
+        Err(failed) => failed,
+        Ok((turns, _)) if turns.is_empty() => unknown("session"),
+        Ok((turns, more)) => {
+            Json(json!({ "session_id": id, "data": turns, "more": more })).into_response()
+        }
+    }
+}
+
+/// Asks the store. Error: the answer when it could not be read.
+async fn stored<T: Send + 'static>(
+    operator: &Arc<Operator>,
+    ask: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, Response> {
+    let path = operator.data.store_path();
+    let asked = blocking(move || ask(&Store::open_read_only(&path)?)).await?;
+    asked.map_err(|error| store_unavailable(&error))
+}
+
+fn unknown(what: &str) -> Response {
+    let (code, message) = (format!("{what}_not_found"), format!("There is no such {what}."));
+    refuse(StatusCode::NOT_FOUND, &code, &message)
+}
+
+/// A turn with its texts, what the judge said, and what continues it.
+pub fn whole(turn: &StoredTurn, verdict: Option<&VerdictRow>, children: &[TurnId]) -> Value {
+    let verdict = verdict.map(|row| {
+        json!({ "verdict": row.verdict, "source": row.source, "reason": row.reason,
+            "votes": row.votes, "hints": row.hints, "judge": row.judge,
+            "judged_ms": row.judged_ms })
+    });
+    let choices = turn.choices.iter().map(|choice| {
+        json!({ "index": choice.index, "message": choice.message,
+            "finish_reason": choice.finish_reason })
+    });
+    json!({
+        "turn_id": turn.turn_id, "session_id": turn.session_id, "parent": turn.parent,
+        "parent_choice": turn.parent_choice, "link": turn.link,
+        "link_confidence": turn.link_confidence, "route": turn.route, "mode": turn.mode,
+        "alias": turn.alias, "tenant": turn.tenant, "path": turn.path, "model": turn.model,
+        "generation": turn.generation, "started_ms": turn.started_ms,
+        "first_byte_ms": turn.first_byte_ms, "duration_ms": turn.duration_ms,
+        "status": turn.status, "outcome": turn.outcome, "stream": turn.stream,
+        "prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens,
+        "params": turn.params, "messages": turn.messages, "choices": choices.collect::<Vec<_>>(),
+        "verdict": verdict, "children": children,
+    })
+}
