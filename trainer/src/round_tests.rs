@@ -323,7 +323,7 @@ impl Policies for TurnedOff {
     fn current(&self) -> std::sync::Arc<hone_shared::policy::PolicySet> {
         self.asked.set(self.asked.get() + 1);
         let edit = match self.asked.get() >= self.n {
-            true => vec![EASY, ("mode = \"learn\"", "mode = \"observe\"")],
+            true => vec![EASY, ("MODE", "observe")],
             false => vec![EASY],
         };
         std::sync::Arc::new(policies(&edit))

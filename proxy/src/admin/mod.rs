@@ -110,7 +110,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     guarded("GET", "/v1/audit", || get(audit::list)),
     guarded("GET", "/v1/turns", || get(turns::list)),
     guarded("GET", "/v1/turns/{id}", || get(turns::one)),
-    guarded("GET", "/v1/sessions/{id}", || get(turns::session)),
+    guarded("GET", "/v1/sessions/{*id}", || get(turns::session)),
 ];
 
 /// All endpoints behind their guard.

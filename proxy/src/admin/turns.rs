@@ -97,7 +97,7 @@ pub async fn one(State(operator): State<Arc<Operator>>, Path(id): Path<String>) 
     }
 }
 
-/// `GET /v1/sessions/{id}`
+/// `GET /v1/sessions/{id}`; an id that a client named holds a slash.
 pub async fn session(State(operator): State<Arc<Operator>>, Path(id): Path<String>) -> Response {
     let named = id.clone();
     match stored(&operator, move |store| store.session(&named)).await {

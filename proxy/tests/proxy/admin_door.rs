@@ -75,7 +75,8 @@ async fn with_a_token_every_endpoint_answers_and_other_paths_are_not_found() {
     let origin = Origin::start().await;
     let proxy = Proxy::start(origin.address, "observe").await;
     for endpoint in ENDPOINTS {
-        let path = endpoint.path.replace("{name}", "test").replace("{id}", "x");
+        let path =
+            endpoint.path.replace("{name}", "test").replace("{id}", "x").replace("{*id}", "x");
         let method = endpoint.methods.split(' ').next().unwrap();
         let response = proxy.admin_ask(method, &path, "").await;
         assert!(![401, 405].contains(&response.status), "{method} {path}: {}", response.status);
