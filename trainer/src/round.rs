@@ -31,6 +31,7 @@ use crate::workshop::{Workshop, WorkshopError};
 use hone_shared::policy::{Policies, Precision};
 use hone_shared::registry::RegistryError;
 use hone_shared::store::{RoundRow, RoundState, StoreError};
+use hone_shared::turn::Mode;
 use parts::{Ground, advance, finish};
 use serde_json::json;
 
@@ -151,11 +152,12 @@ fn publish(
     ground: &Ground,
     policies: &impl Policies,
 ) -> Result<End, RoundError> {
-    if !parts::learns(&row.route, policies)() {
+    // As of now, in one look: what was learned while the route served may not be served any more.
+    let mode = policies.current().route(&row.route).map_or(Mode::Off, |route| route.mode);
+    if !mode.trains() {
         return parts::turned_off(shop, row);
     }
-    // As of now: what was learned while the route served may not be served any more.
-    if !policies.current().route(&row.route).is_some_and(|route| route.mode.serves()) {
+    if !mode.serves() {
         let reason = "shadow: passed the gate and is in the registry; the alias was not moved";
         return finish(shop, row, RoundState::Refused, reason.into());
     }

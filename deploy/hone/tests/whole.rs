@@ -123,9 +123,10 @@ fn a_policy_with_an_unknown_key_stops_the_start_and_names_file_and_key() {
     for command in ["policy", "up"] {
         let mut hone = hone();
         hone.arg(command).arg("--data").arg(home.path());
-        if command == "up" {
-            hone.args(["--listen", "127.0.0.1:0", "--model"]).arg(model_dir());
-        }
+        match command {
+            "up" => hone.args(["--listen", "127.0.0.1:0", "--model"]).arg(model_dir()),
+            _ => hone.arg("check"),
+        };
         let output = hone.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{command} accepted it");
