@@ -18,8 +18,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use hone_shared::policy::{RoutePolicy, WhenFull};
-use hone_shared::spool::Health;
+use hone_shared::policy::RoutePolicy;
 use serde::Serialize;
 use serde_json::json;
 
@@ -74,13 +73,9 @@ pub fn reasons(operator: &Operator) -> Vec<Reason> {
 
 /// The routes that answer 503 now, because they would rather refuse than not record.
 fn shedding(operator: &Operator) -> Vec<String> {
-    if operator.recorder.health() != Health::Full {
-        return Vec::new();
-    }
     let snapshot = operator.watches.snapshot();
-    let sheds = |route: &&Arc<RoutePolicy>| {
-        route.mode.captures() && route.capture.when_full == WhenFull::Shed
-    };
+    let sheds =
+        |route: &&Arc<RoutePolicy>| route.mode.captures() && operator.recorder.would_shed(route);
     snapshot.policies.routes.iter().filter(sheds).map(|route| route.name.clone()).collect()
 }
 

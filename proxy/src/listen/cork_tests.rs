@@ -1,3 +1,5 @@
+//! The cork: few writes, nothing held back, order and errors kept.
+
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

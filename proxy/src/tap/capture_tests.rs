@@ -1,3 +1,5 @@
+//! Captures: whole, cut, shared budget, retries.
+
 use super::*;
 
 fn whole(bytes: &'static str) -> Captured {

@@ -66,12 +66,17 @@ impl Recorder {
     /// Whether a request of this route must be refused now, because it could not be recorded and
     /// its policy wants no request to pass unrecorded. Counts it as dropped if so.
     pub fn sheds(&self, policy: &RoutePolicy) -> bool {
-        let sheds = policy.capture.when_full == WhenFull::Shed && self.health() == Health::Full;
+        let sheds = self.would_shed(policy);
         if sheds {
             self.opened.fetch_add(1, Ordering::Relaxed);
             self.spool.count_drop(&policy.name, DropReason::Shed, 1);
         }
         sheds
+    }
+
+    /// Whether requests of this route are refused now; counts nothing.
+    pub fn would_shed(&self, policy: &RoutePolicy) -> bool {
+        policy.capture.when_full == WhenFull::Shed && self.health() == Health::Full
     }
 
     /// Whether turns can be recorded: one atomic load.

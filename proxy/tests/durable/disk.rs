@@ -88,6 +88,9 @@ async fn a_route_that_sheds_refuses_what_it_cannot_record_and_serves_again_after
         assert!(statuses.iter().all(|status| matches!(status, 200 | 503)), "{statuses:?}");
         assert!(sent < 5_000, "nothing was ever shed");
     }
+    let ready = proxy.admin_get("/readyz?json").await;
+    assert_eq!(ready.status, 503, "{}", ready.text());
+    assert!(ready.text().contains("\"shedding\""), "{}", ready.text());
     let seen = origin.seen().len();
     assert_eq!(seen + refused, sent, "what is shed does not reach the engine");
     drop(held);

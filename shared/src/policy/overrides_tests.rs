@@ -1,3 +1,5 @@
+//! Overrides: whole on disk, running out, damage, races, audit.
+
 use super::*;
 
 fn off(ttl_s: Option<u64>) -> ModeOverride {

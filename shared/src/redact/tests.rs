@@ -1,3 +1,5 @@
+//! Redaction of values, keys and nested JSON.
+
 use super::*;
 use serde_json::json;
 

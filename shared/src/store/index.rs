@@ -5,7 +5,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Result, Store, StoreError, parse, turns};
+use super::{Result, Store, StoreError, flags, parse, turns};
 use crate::link::{Answers, Candidate, Hash, HashKind, LinkIndex};
 use crate::turn::TurnId;
 
@@ -26,9 +26,9 @@ impl Index<'_> {
                       WHERE c.parent = t.id AND c.parent_choice = i.choice LIMIT 1000)),
                     t.outcome, t.person, t.client
              FROM link_index i JOIN turns t ON t.id = i.turn
-             WHERE i.kind = ?1 AND i.hash = ?2 AND t.flags & 131072 = 0 ORDER BY i.turn DESC",
+             WHERE i.kind = ?1 AND i.hash = ?2 AND t.flags & ?3 = 0 ORDER BY i.turn DESC",
         )?;
-        let rows = find.query_map(params![kind.number(), &hash[..]], |row| {
+        let rows = find.query_map(params![kind.number(), &hash[..], flags::FORGOTTEN], |row| {
             Ok((
                 row.get(0)?,
                 row.get(1)?,
