@@ -15,6 +15,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("0002_wire.sql"),
     include_str!("0003_list.sql"),
     include_str!("0004_privacy.sql"),
+    include_str!("0005_feedback.sql"),
+    include_str!("0006_judged.sql"),
 ];
 const KNOWN: i64 = MIGRATIONS.len() as i64;
 

@@ -1,0 +1,1 @@
+-- Feedback: what people and programs say about turns and sessions by the API.

@@ -1,0 +1,1 @@
+-- Judged: how a verdict was made, so that it can be made again and compared.
