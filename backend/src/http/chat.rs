@@ -13,6 +13,9 @@ use crate::request::{chat, object};
 use crate::sample::Picked;
 use crate::tools::Call;
 
+/// Kind of the objects of a stream.
+const CHUNK: &str = "chat.completion.chunk";
+
 /// Answers a chat request, whole or as a stream.
 ///
 /// # Errors
@@ -33,8 +36,7 @@ pub async fn handle(
     }
     let (envelope, ended, usage) = infer::collect(running).await?;
     let choices = ended.iter().enumerate().map(|(index, choice)| whole(index, choice, logprobs));
-    let mut body = envelope.object("chat.completion", choices.collect());
-    body["usage"] = usage.json();
+    let body = envelope.whole("chat.completion", choices.collect(), usage);
     Ok(infer::json_response(&envelope, &body))
 }
 
@@ -67,8 +69,7 @@ fn call(call: &Call) -> Value {
 /// OpenAI's chat form of log-probabilities.
 fn token_logprobs<'a>(tokens: impl Iterator<Item = &'a Picked>, table: &[(u32, Vec<u8>)]) -> Value {
     let entry = |id: u32, logprob: f32| {
-        let bytes = table.iter().find(|(known, _)| *known == id).map(|(_, bytes)| bytes.as_slice());
-        let bytes = bytes.unwrap_or_default();
+        let bytes = infer::bytes_of(table, id);
         json!({"token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes})
     };
     let content: Vec<Value> = tokens
@@ -99,11 +100,7 @@ impl Chunks {
     ) -> Value {
         let choice =
             json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": end});
-        let mut chunk = self.envelope.object("chat.completion.chunk", json!([choice]));
-        if self.usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
+        self.envelope.chunk(CHUNK, &choice, self.usage)
     }
 }
 
@@ -133,11 +130,6 @@ impl Writer for Chunks {
     }
 
     fn close(&mut self, tally: &Tally) -> Vec<Value> {
-        if !self.usage {
-            return Vec::new();
-        }
-        let mut chunk = self.envelope.object("chat.completion.chunk", json!([]));
-        chunk["usage"] = tally.usage().json();
-        vec![chunk]
+        self.envelope.last(CHUNK, tally.usage(), self.usage)
     }
 }

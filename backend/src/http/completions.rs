@@ -12,6 +12,9 @@ use crate::error::ApiError;
 use crate::request::{completion, object};
 use crate::sample::Picked;
 
+/// Kind of every object of this API.
+const KIND: &str = "text_completion";
+
 /// Answers a legacy completion request, whole or as a stream.
 ///
 /// # Errors
@@ -33,8 +36,7 @@ pub async fn handle(
     }
     let (envelope, ended, usage) = infer::collect(running).await?;
     let choices = ended.iter().enumerate().map(|(index, choice)| whole(index, choice, logprobs));
-    let mut body = envelope.object("text_completion", choices.collect());
-    body["usage"] = usage.json();
+    let body = envelope.whole(KIND, choices.collect(), usage);
     Ok(infer::json_response(&envelope, &body))
 }
 
@@ -55,10 +57,7 @@ fn token_logprobs<'a>(
     table: &[(u32, Vec<u8>)],
     offset: &mut usize,
 ) -> Value {
-    let text = |id: u32| {
-        let bytes = table.iter().find(|(known, _)| *known == id).map(|(_, bytes)| bytes.as_slice());
-        String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
-    };
+    let text = |id: u32| String::from_utf8_lossy(infer::bytes_of(table, id)).into_owned();
     let (mut texts, mut own, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
     for token in tokens {
         let this = text(token.id);
@@ -102,19 +101,10 @@ impl Writer for Chunks {
             "logprobs": logprobs,
             "finish_reason": step.finish.map(|finish| finish.as_str()),
         });
-        let mut chunk = self.envelope.object("text_completion", json!([choice]));
-        if self.usage {
-            chunk["usage"] = Value::Null;
-        }
-        vec![chunk]
+        vec![self.envelope.chunk(KIND, &choice, self.usage)]
     }
 
     fn close(&mut self, tally: &Tally) -> Vec<Value> {
-        if !self.usage {
-            return Vec::new();
-        }
-        let mut chunk = self.envelope.object("text_completion", json!([]));
-        chunk["usage"] = tally.usage().json();
-        vec![chunk]
+        self.envelope.last(KIND, tally.usage(), self.usage)
     }
 }

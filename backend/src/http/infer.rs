@@ -61,11 +61,37 @@ impl Envelope {
         })
     }
 
+    /// The object of a whole answer.
+    pub fn whole(&self, kind: &str, choices: Value, usage: Usage) -> Value {
+        let mut object = self.object(kind, choices);
+        object["usage"] = usage.json();
+        object
+    }
+
+    /// A chunk of a stream. Where the stream ends with its usage, every other chunk says null.
+    pub fn chunk(&self, kind: &str, choice: &Value, with_usage: bool) -> Value {
+        let mut object = self.object(kind, json!([choice]));
+        if with_usage {
+            object["usage"] = Value::Null;
+        }
+        object
+    }
+
+    /// What follows the last choice: the usage, if the client asked for it.
+    pub fn last(&self, kind: &str, usage: Usage, with_usage: bool) -> Vec<Value> {
+        with_usage.then(|| self.whole(kind, json!([]), usage)).into_iter().collect()
+    }
+
     /// The header that names the generation.
     pub fn header(&self) -> HeaderValue {
         HeaderValue::from_str(self.generation.as_str())
             .unwrap_or_else(|_| HeaderValue::from_static("base"))
     }
+}
+
+/// The bytes of a token in the table that comes with the tokens; none if it is not there.
+pub fn bytes_of(table: &[(u32, Vec<u8>)], id: u32) -> &[u8] {
+    table.iter().find(|(known, _)| *known == id).map(|(_, bytes)| bytes.as_slice()).unwrap_or(&[])
 }
 
 /// Token counts of a request.
