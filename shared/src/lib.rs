@@ -19,6 +19,7 @@ pub mod clock;
 pub mod data_dir;
 pub mod forget;
 pub mod link;
+pub mod next_state;
 mod pack;
 pub mod policy;
 pub mod redact;

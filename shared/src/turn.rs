@@ -86,13 +86,13 @@ macro_rules! words {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.as_str())
             }
         }
 
-        impl FromStr for $name {
+        impl std::str::FromStr for $name {
             type Err = TurnError;
 
             fn from_str(text: &str) -> Result<Self, TurnError> {
@@ -104,6 +104,8 @@ macro_rules! words {
         }
     };
 }
+
+pub(crate) use words;
 
 /// Learning mode of a route.
 #[derive(

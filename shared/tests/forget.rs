@@ -171,6 +171,8 @@ fn verdict(turn_id: TurnId, child: TurnId, hint: &str) -> VerdictRow {
         hints: vec![hint.into()],
         judge: "chat@1".into(),
         judged_ms: 5,
+        kind: None,
+        llm: None,
     }
 }
 

@@ -7,8 +7,10 @@ mod records;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hone_shared::next_state::StateKind;
 use hone_shared::store::{
-    Batch, IngestPos, IngestTurn, RoundRow, RoundState, Split, Store, StoreError, VerdictRow, flags,
+    Batch, IngestPos, IngestTurn, LlmTrace, RoundRow, RoundState, Split, Store, StoreError,
+    VerdictRow, flags,
 };
 use hone_shared::turn::{Begin, Done, DropReason, Gap, Generation, Mode, Outcome, TurnId};
 use records::{begin, done};
@@ -75,7 +77,28 @@ fn verdict(turn_id: TurnId, child: TurnId, verdict: i8, hints: &[&str]) -> Verdi
         hints: hints.iter().map(|hint| (*hint).to_owned()).collect(),
         judge: "chat@1".into(),
         judged_ms: 5,
+        kind: None,
+        llm: None,
     }
+}
+
+#[test]
+fn a_verdict_keeps_its_kind_and_what_asking_a_model_took() {
+    let mut place = place();
+    let (parent, child) = conversation();
+    let (parent_id, child_id) = (parent.begin.turn_id, child.begin.turn_id);
+    place.store.insert_batch(&[parent, child], &pos(10)).unwrap();
+    let llm = LlmTrace {
+        model: "judge".into(),
+        prompt: "p1".into(),
+        prompt_tokens: 900,
+        completion_tokens: 60,
+        duration_ms: 1_200,
+    };
+    let kind = Some(StateKind::Terminal);
+    let row = VerdictRow { kind, llm: Some(llm), ..verdict(parent_id, child_id, -1, &[]) };
+    assert!(place.store.insert_verdict(&row).unwrap());
+    assert_eq!(place.store.verdict(parent_id).unwrap(), Some(row));
 }
 
 #[test]

@@ -49,6 +49,8 @@ fn judge(store: &Store, turn: TurnId, verdict: i8) {
         hints: vec![],
         judge: "j".into(),
         judged_ms: 1,
+        kind: None,
+        llm: None,
     };
     assert!(store.insert_verdict(&row).unwrap());
 }

@@ -127,9 +127,13 @@ fn unknown(what: &str) -> Response {
 /// A turn with its texts, what the judge said, and what continues it.
 pub fn whole(turn: &StoredTurn, verdict: Option<&VerdictRow>, children: &[TurnId]) -> Value {
     let verdict = verdict.map(|row| {
+        let llm = row.llm.as_ref().map(|llm| {
+            json!({ "model": llm.model, "prompt": llm.prompt, "prompt_tokens": llm.prompt_tokens,
+                "completion_tokens": llm.completion_tokens, "duration_ms": llm.duration_ms })
+        });
         json!({ "verdict": row.verdict, "source": row.source, "reason": row.reason,
             "votes": row.votes, "hints": row.hints, "judge": row.judge,
-            "judged_ms": row.judged_ms })
+            "judged_ms": row.judged_ms, "kind": row.kind, "llm": llm })
     });
     let choices = turn.choices.iter().map(|choice| {
         json!({ "index": choice.index, "message": choice.message,

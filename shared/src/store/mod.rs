@@ -57,7 +57,7 @@ pub use list::{
 pub use retention::{BATCH_TURNS_MAX, Swept};
 pub use rounds::{RoundRow, RoundState, Split};
 pub use turns::{JudgeItem, StoredTurn};
-pub use verdicts::VerdictRow;
+pub use verdicts::{LlmTrace, VerdictRow};
 
 /// How long a statement waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

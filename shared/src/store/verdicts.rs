@@ -6,7 +6,8 @@ use rusqlite::{OptionalExtension, Row, params};
 use serde_json::Value;
 
 use super::forget::is_forgotten;
-use super::{Result, Store, StoreError, StoredTurn, facets, parse, parse_json};
+use super::{Result, Store, StoreError, StoredTurn, facets, int, parse, parse_json, uint};
+use crate::next_state::StateKind;
 use crate::turn::TurnId;
 
 /// The judgement of one turn.
@@ -30,17 +31,38 @@ pub struct VerdictRow {
     pub judge: String,
     /// When, milliseconds since 1970.
     pub judged_ms: i64,
+    /// Kind of the next state; `None` when none was looked at.
+    pub kind: Option<StateKind>,
+    /// What asking a model took; `None` when none was asked.
+    pub llm: Option<LlmTrace>,
+}
+
+/// What asking a model took, for replay and for the bill.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LlmTrace {
+    /// The model that was named to the endpoint.
+    pub model: String,
+    /// Version of the prompt.
+    pub prompt: String,
+    /// Tokens of all prompts together.
+    pub prompt_tokens: u64,
+    /// Tokens of all votes together.
+    pub completion_tokens: u64,
+    /// From the first question to the last answer, milliseconds.
+    pub duration_ms: u64,
 }
 
 /// The columns of a verdict in the order that `from_row` reads them, after the turn's id.
 const COLUMNS: &str =
-    "t.turn_id, v.child, v.verdict, v.source, v.reason, v.votes, v.hints, v.judge, v.judged_ms";
+    "t.turn_id, v.child, v.verdict, v.source, v.reason, v.votes, v.hints, v.judge, v.judged_ms,
+    v.kind, v.llm_model, v.llm_prompt, v.llm_prompt_tokens, v.llm_completion_tokens, v.llm_ms";
 
 struct Raw {
     turn_id: String,
     child: String,
     votes: String,
     hints: String,
+    kind: Option<String>,
     row: VerdictRow,
 }
 
@@ -51,6 +73,7 @@ fn from_row(row: &Row<'_>, first: usize) -> rusqlite::Result<Raw> {
         child: row.get(first + 1)?,
         votes: row.get(first + 5)?,
         hints: row.get(first + 6)?,
+        kind: row.get(first + 9)?,
         row: VerdictRow {
             turn_id: nil,
             child: nil,
@@ -61,8 +84,22 @@ fn from_row(row: &Row<'_>, first: usize) -> rusqlite::Result<Raw> {
             hints: Vec::new(),
             judge: row.get(first + 7)?,
             judged_ms: row.get(first + 8)?,
+            kind: None,
+            llm: llm_trace(row, first + 10)?,
         },
     })
+}
+
+fn llm_trace(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<LlmTrace>> {
+    let Some(model) = row.get(first)? else { return Ok(None) };
+    let count = |at: usize| row.get::<_, Option<i64>>(at).map(|n| uint(n.unwrap_or(0)));
+    Ok(Some(LlmTrace {
+        model,
+        prompt: row.get::<_, Option<String>>(first + 1)?.unwrap_or_default(),
+        prompt_tokens: count(first + 2)?,
+        completion_tokens: count(first + 3)?,
+        duration_ms: count(first + 4)?,
+    }))
 }
 
 impl Raw {
@@ -72,6 +109,7 @@ impl Raw {
             child: parse("child", &self.child)?,
             votes: parse_json("votes", self.votes.as_bytes())?,
             hints: parse_json("hints", self.hints.as_bytes())?,
+            kind: self.kind.map(|kind| parse("kind", &kind)).transpose()?,
             ..self.row
         })
     }
@@ -95,8 +133,10 @@ impl Store {
         }
         let new = write.execute(
             "INSERT INTO verdicts
-             (turn, child, verdict, source, reason, votes, hints, judge, judged_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (turn) DO NOTHING",
+             (turn, child, verdict, source, reason, votes, hints, judge, judged_ms, kind,
+              llm_model, llm_prompt, llm_prompt_tokens, llm_completion_tokens, llm_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+             ON CONFLICT (turn) DO NOTHING",
             params![
                 id,
                 row.child.to_string(),
@@ -106,7 +146,13 @@ impl Store {
                 row.votes.to_string(),
                 Value::from(row.hints.clone()).to_string(),
                 row.judge,
-                row.judged_ms
+                row.judged_ms,
+                row.kind.map(StateKind::as_str),
+                row.llm.as_ref().map(|llm| &llm.model),
+                row.llm.as_ref().map(|llm| &llm.prompt),
+                row.llm.as_ref().map(|llm| int(llm.prompt_tokens)),
+                row.llm.as_ref().map(|llm| int(llm.completion_tokens)),
+                row.llm.as_ref().map(|llm| int(llm.duration_ms)),
             ],
         )?;
         write.execute("UPDATE turns SET judged = 1 WHERE id = ?1", [id])?;

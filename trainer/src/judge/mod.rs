@@ -271,6 +271,8 @@ impl Judge {
             hints,
             judge: policy.label(),
             judged_ms: self.clock.now_ms(),
+            kind: None,
+            llm: None,
         }
     }
 }

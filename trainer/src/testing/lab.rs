@@ -128,6 +128,8 @@ pub fn verdict(turn: &StoredTurn, verdict: i8, hints: &[&str]) -> VerdictRow {
         hints: hints.iter().map(|h| (*h).to_owned()).collect(),
         judge: "chat@test".into(),
         judged_ms: 0,
+        kind: None,
+        llm: None,
     }
 }
 
