@@ -95,14 +95,21 @@ pub fn run(
     // Train: own rollouts and live replies, one LoRA, a checkpoint after every update.
     advance(shop, row, RoundState::Training)?;
     let threads = ground.route.train.threads;
-    let mut compute = (shop.kernels)(&shop.model_dir, threads, ground.route.train.precision)?;
+    let mut compute = parts::compute(shop, threads, ground.route.train.precision)?;
     let plan = parts::plan(shop, &ground, &batch)?;
     let stop = shop.shutdown.clone();
     let learns = parts::learns(&ground.route.name, policies);
     let ends = || stop.is_cancelled() || !learns();
-    let candidate = match train::train(compute.as_mut(), &plan, &work, &ends)? {
+    let candidate = match train::train(compute.as_mut(), &plan, &work, &ends) {
+        Ok(TrainEnd::Interrupted) | Err(TrainError::Compute(ComputeError::Interrupted))
+            if stop.is_cancelled() =>
+        {
+            return parts::interrupted(&work);
+        }
+        trained => trained?,
+    };
+    let candidate = match candidate {
         TrainEnd::Done(candidate) => candidate,
-        TrainEnd::Interrupted if stop.is_cancelled() => return Ok(End::Interrupted),
         TrainEnd::Interrupted => return parts::turned_off(shop, row),
         TrainEnd::Stopped(reason) => return finish(shop, row, RoundState::Failed, reason),
     };
@@ -114,7 +121,7 @@ pub fn run(
 
     // Gate: better on held-out turns, itself on neutral prompts, or it goes no further.
     advance(shop, row, RoundState::Gating)?;
-    let mut compute = (shop.kernels)(&shop.model_dir, threads, Precision::F32)?;
+    let mut compute = parts::compute(shop, threads, Precision::F32)?;
     let case = Case {
         candidate: &candidate,
         incumbent: ground.incumbent.as_ref(),
@@ -124,6 +131,9 @@ pub fn run(
         gate: &ground.gate,
     };
     let report = gate::examine(compute.as_mut(), &shop.renderer, &case);
+    if stop.is_cancelled() {
+        return parts::interrupted(&work); // It may have been refused for want of an answer.
+    }
     row.metrics["gate"] = json!(report);
     drop(compute); // Its memory is needed by the engine that loads the candidate.
     if !report.passed {

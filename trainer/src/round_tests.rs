@@ -220,13 +220,19 @@ fn a_finished_round_leaves_only_its_metrics() {
     assert_eq!(names, ["metrics.jsonl"]);
 }
 
-/// Kernels that take their time, so that a process can be killed between two updates.
-fn slow_kernels() -> Kernels {
+/// The real kernels, with something done before each draw and each gradient. The numbers are how
+/// many kernels were made, from 1, and what is about to be called.
+fn watched_kernels(before: impl Fn(usize, &str) + Send + Sync + 'static) -> Kernels {
     use crate::compute::Sequence;
     use crate::compute::{Compute, ComputeError, Gradient, Rollout, SampleParams};
     use hone_model::lora::Lora;
-    struct Slow(Box<dyn Compute>);
-    impl Compute for Slow {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    struct Watched(Box<dyn Compute>, usize, Arc<dyn Fn(usize, &str) + Send + Sync>);
+    impl Compute for Watched {
+        fn interrupt_by(&mut self, stop: tokio_util::sync::CancellationToken) {
+            self.0.interrupt_by(stop);
+        }
         fn sample(
             &mut self,
             adapter: Option<&Lora>,
@@ -234,6 +240,7 @@ fn slow_kernels() -> Kernels {
             replies: usize,
             params: &SampleParams,
         ) -> Result<Vec<Vec<Rollout>>, ComputeError> {
+            self.2(self.1, "sample");
             self.0.sample(adapter, prompts, replies, params)
         }
         fn score(
@@ -249,14 +256,52 @@ fn slow_kernels() -> Kernels {
             sequences: &[Sequence],
             loss: &mut dyn FnMut(usize, &[f32]) -> Vec<f32>,
         ) -> Result<Gradient, ComputeError> {
-            std::thread::sleep(Duration::from_millis(150));
+            self.2(self.1, "gradient");
             self.0.gradient(adapter, sequences, loss)
         }
     }
-    let real = crate::workshop::cpu_kernels();
-    std::sync::Arc::new(move |dir, threads, precision| {
-        Ok(Box::new(Slow(real(dir, threads, precision)?)) as Box<dyn Compute>)
+    let (real, before, made) =
+        (crate::workshop::cpu_kernels(), Arc::new(before), AtomicUsize::new(0));
+    Arc::new(move |dir, threads, precision| {
+        let number = made.fetch_add(1, Ordering::Relaxed) + 1;
+        let inner = real(dir, threads, precision)?;
+        Ok(Box::new(Watched(inner, number, before.clone())) as Box<dyn Compute>)
     })
+}
+
+/// Kernels that take their time, so that a process can be killed between two updates.
+fn slow_kernels() -> Kernels {
+    watched_kernels(|_, call| {
+        if call == "gradient" {
+            std::thread::sleep(Duration::from_millis(150));
+        }
+    })
+}
+
+#[test]
+fn a_round_that_is_stopped_in_training_or_in_its_gate_waits_for_the_next_start() {
+    let it = prepared(CORRECTION);
+    let set = policies(&[EASY]);
+    let pool = it.workshop().store.trainable("chat", POOL_MAX).unwrap();
+    let mut row = begin(&mut it.workshop(), set.route("chat").unwrap(), &pool).unwrap();
+    // Kernels are made once for training and once for the gate. More often than a round that
+    // crashes would be started.
+    for (stopped_in, call) in
+        [(1, "sample"), (1, "gradient")].into_iter().chain([(2, "sample"); STARTS_MAX as usize])
+    {
+        let mut shop = it.workshop();
+        let stop = shop.shutdown.clone();
+        shop.kernels = watched_kernels(move |number, now| {
+            if (number, now) == (stopped_in, call) {
+                stop.cancel();
+            }
+        });
+        let end = run(&mut shop, &mut row, &set).unwrap();
+        assert_eq!(end, End::Interrupted, "stopped in kernels {stopped_in} at {call}");
+        assert!(it.served().is_base());
+    }
+    let end = run(&mut it.workshop(), &mut row, &set).unwrap();
+    assert_eq!(end, End::Finished(RoundState::Promoted), "{}", row.reason);
 }
 
 /// Not a test of its own: the process that `kill_nine…` kills.

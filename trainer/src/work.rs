@@ -70,15 +70,24 @@ impl WorkDir {
 
     /// Counts one more start of this round and returns how many there have been.
     pub fn count_start(&self) -> Result<u32, WorkError> {
-        let path = self.0.join(STARTS);
-        let before = match fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().unwrap_or(0),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
-            Err(e) => return Err(at(&path)(e)),
-        };
-        let now: u32 = before + 1;
+        let now = self.starts()? + 1;
         self.put(STARTS, |file| write!(file, "{now}"))?;
         Ok(now)
+    }
+
+    /// Takes one start back: it ended because the trainer was asked to stop.
+    pub fn forgive_start(&self) -> Result<(), WorkError> {
+        let now = self.starts()?.saturating_sub(1);
+        self.put(STARTS, |file| write!(file, "{now}"))
+    }
+
+    fn starts(&self) -> Result<u32, WorkError> {
+        let path = self.0.join(STARTS);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.trim().parse().unwrap_or(0)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(at(&path)(e)),
+        }
     }
 
     /// The frozen samples, if the round got that far.

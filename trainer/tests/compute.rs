@@ -14,6 +14,7 @@ use hone_trainer::compute::{
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tokio_util::sync::CancellationToken;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -353,5 +354,26 @@ fn unusable_input_is_an_error_and_nothing_is_computed() -> Outcome {
     assert_eq!(compute.score(None, &one(&[1], &[]))?, [Vec::<f32>::new()]);
     assert!(compute.score(None, &[])?.is_empty());
     assert_eq!(compute.sample(None, &[vec![1]], 0, &params(1.0, 1))?, [Vec::<Rollout>::new()]);
+    Ok(())
+}
+
+#[test]
+fn a_call_that_is_interrupted_has_no_result() -> Outcome {
+    let fixture = fixture(Family::Llama, true)?;
+    let mut compute = CpuCompute::new(&fixture.path, 2)?;
+    let stop = CancellationToken::new();
+    compute.interrupt_by(stop.clone());
+    let (asked, lora) = (sequences(), &fixture.lora);
+    compute.gradient(lora, &asked, &mut slopes)?;
+    // In the middle of the call: between the forward and the backward pass.
+    let cut = compute.gradient(lora, &asked, &mut |i, ln_p| {
+        stop.cancel();
+        slopes(i, ln_p)
+    });
+    assert!(matches!(cut, Err(ComputeError::Interrupted)));
+    assert!(matches!(compute.score(Some(lora), &asked), Err(ComputeError::Interrupted)));
+    let prompts = [asked[0].prompt.clone()];
+    let drawn = compute.sample(None, &prompts, 1, &params(1.0, 1));
+    assert!(matches!(drawn, Err(ComputeError::Interrupted)));
     Ok(())
 }

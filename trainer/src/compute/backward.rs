@@ -73,6 +73,9 @@ impl Backward<'_> {
     pub(super) fn run(&self, mut dx: Vec<f32>, states: Vec<State>, to: &mut Collector) {
         let mut buffers = Buffers::new(self.pass.model, self.batch.rows(), self.adapter.rank);
         for (index, state) in states.into_iter().enumerate().rev() {
+            if self.pass.stop.is_cancelled() {
+                return;
+            }
             self.feed_forward(index, &mut dx, &state, &mut buffers, to);
             self.attention(index, &mut dx, &state, &mut buffers, to);
         }

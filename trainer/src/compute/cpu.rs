@@ -8,6 +8,7 @@ use std::path::Path;
 use hone_model::config::ModelConfig;
 use hone_model::lora::Lora;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use tokio_util::sync::CancellationToken;
 
 use super::adapter::{Collector, Packed};
 use super::backward::Backward;
@@ -56,6 +57,7 @@ pub struct CpuCompute {
     rope: Rope,
     pool: ThreadPool,
     limits: Limits,
+    stop: CancellationToken,
 }
 
 impl CpuCompute {
@@ -83,7 +85,7 @@ impl CpuCompute {
             .map_err(|e| ComputeError::Threads(e.to_string()))?;
         let model = pool.install(|| Model::load(model_dir, limits.precision))?;
         let rope = Rope::new(model.config.rope_frequencies());
-        Ok(CpuCompute { model, rope, pool, limits })
+        Ok(CpuCompute { model, rope, pool, limits, stop: CancellationToken::new() })
     }
 
     /// The model's configuration.
@@ -102,6 +104,15 @@ impl CpuCompute {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
+    }
+
+    fn pass<'a>(&'a self, adapter: Option<&'a Packed>) -> Pass<'a> {
+        Pass { model: &self.model, adapter, rope: &self.rope, stop: &self.stop }
+    }
+
+    /// A call that was asked to stop left out layers: its numbers are not to be used.
+    fn uninterrupted(&self) -> Result<(), ComputeError> {
+        if self.stop.is_cancelled() { Err(ComputeError::Interrupted) } else { Ok(()) }
     }
 
     /// Rows of a batch whose activations stay within the limit.
@@ -211,6 +222,10 @@ fn pairs(sequences: &[Sequence]) -> impl Iterator<Item = (&[u32], &[u32])> {
 }
 
 impl Compute for CpuCompute {
+    fn interrupt_by(&mut self, stop: CancellationToken) {
+        self.stop = stop;
+    }
+
     fn sample(
         &mut self,
         adapter: Option<&Lora>,
@@ -223,10 +238,12 @@ impl Compute for CpuCompute {
         let positions = longest.saturating_add(params.tokens_max);
         self.rope.reserve(positions.min(self.model.config.max_positions));
         let packed = self.packed(adapter)?;
-        let pass = Pass { model: &self.model, adapter: packed.as_ref(), rope: &self.rope };
+        let pass = self.pass(packed.as_ref());
         let rows_max = self.rows_max(pass.rank(), 1);
         let sampler = Sampler { pass, params, limits: &self.limits, rows_max };
-        Ok(self.pool.install(|| sampler.run(prompts, replies)))
+        let drawn = self.pool.install(|| sampler.run(prompts, replies));
+        self.uninterrupted()?;
+        Ok(drawn)
     }
 
     fn score(
@@ -236,7 +253,7 @@ impl Compute for CpuCompute {
     ) -> Result<Vec<Vec<f32>>, ComputeError> {
         self.check(pairs(sequences))?;
         let packed = self.packed(adapter)?;
-        let pass = Pass { model: &self.model, adapter: packed.as_ref(), rope: &self.rope };
+        let pass = self.pass(packed.as_ref());
         let rows_max = self.rows_max(pass.rank(), 1).min(1024);
         let mut found = vec![Vec::new(); sequences.len()];
         for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
@@ -244,6 +261,7 @@ impl Compute for CpuCompute {
                 let x = pass.run(&batch, None);
                 self.score_targets(&x, &batch.targets)
             });
+            self.uninterrupted()?;
             for span in &batch.spans {
                 found[span.sequence] = logprobs[span.targets.clone()].to_vec();
             }
@@ -262,16 +280,18 @@ impl Compute for CpuCompute {
     ) -> Result<Gradient, ComputeError> {
         self.check(pairs(sequences))?;
         let packed = self.packed(Some(adapter))?.ok_or(ComputeError::AdapterShape)?;
-        let pass = Pass { model: &self.model, adapter: Some(&packed), rope: &self.rope };
+        let pass = self.pass(Some(&packed));
         let rows_max = self.rows_max(adapter.rank, self.model.config.layers);
         let mut collector = Collector::new(&self.model, adapter.rank);
         let mut logprobs = vec![Vec::new(); sequences.len()];
         for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
             let mut states = Vec::with_capacity(self.model.config.layers);
             let x = self.pool.install(|| pass.run(&batch, Some(&mut states)));
+            self.uninterrupted()?;
             let dx = self.head(&batch, &x, &mut logprobs, loss)?;
             let backward = Backward { pass, adapter: &packed, batch: &batch };
             self.pool.install(|| backward.run(dx, states, &mut collector));
+            self.uninterrupted()?;
         }
         let lora = collector.finish(adapter);
         if !lora.is_finite() || logprobs.iter().flatten().any(|value| !value.is_finite()) {

@@ -4,6 +4,7 @@
 //! buffers; training keeps one [`State`] per layer (about 0.7 MB per token for SmolLM2-135M).
 
 use hone_model::lora::Proj;
+use tokio_util::sync::CancellationToken;
 
 use super::adapter::Packed;
 use super::attention::{self, Heads, Inputs};
@@ -96,6 +97,8 @@ pub(super) struct Pass<'a> {
     pub(super) model: &'a Model,
     pub(super) adapter: Option<&'a Packed>,
     pub(super) rope: &'a Rope,
+    /// Once set, layers are left out: whoever runs the pass throws its result away.
+    pub(super) stop: &'a CancellationToken,
 }
 
 /// One projection of a step: its input's `A x` and its output.
@@ -149,6 +152,9 @@ impl Pass<'_> {
         scratch: &mut Scratch,
         attend: impl FnOnce(&mut State),
     ) {
+        if self.stop.is_cancelled() {
+            return;
+        }
         let (layer, eps) = (&self.model.layers[index], self.model.eps);
         let Scratch { normed, act } = scratch;
         s.x.copy_from_slice(x);

@@ -23,6 +23,7 @@ mod sampler;
 use hone_model::config::ConfigError;
 use hone_model::lora::Lora;
 use hone_model::weights::WeightsError;
+use tokio_util::sync::CancellationToken;
 
 pub use bench::{BenchReport, BenchRow, bench, bench_with};
 pub use cpu::{CpuCompute, Limits};
@@ -118,6 +119,9 @@ pub enum ComputeError {
         /// Values returned.
         found: usize,
     },
+    /// Asked to stop, see [`Compute::interrupt_by`]: the call has no result.
+    #[error("interrupted")]
+    Interrupted,
     /// A result is infinite or not a number.
     #[error("{0} is not finite")]
     NotFinite(&'static str),
@@ -125,6 +129,11 @@ pub enum ComputeError {
 
 /// Scoring, differentiation and sampling with one base model.
 pub trait Compute: Send {
+    /// From now on a call returns [`ComputeError::Interrupted`] soon after `stop` is set: within a
+    /// layer of the call's largest batch. A gate on a large model runs for minutes, and whoever
+    /// stops the trainer does not wait that long.
+    fn interrupt_by(&mut self, stop: CancellationToken);
+
     /// Draws `replies` replies to each prompt with the adapter (or the base alone).
     ///
     /// # Errors

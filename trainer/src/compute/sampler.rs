@@ -110,7 +110,7 @@ impl Sampler<'_> {
             let (ended, going) = live.into_iter().partition(Live::is_done);
             live = going;
             done.extend::<Vec<Live>>(ended);
-            if live.is_empty() {
+            if live.is_empty() || self.pass.stop.is_cancelled() {
                 break;
             }
             state.shrink(live.len(), rows);

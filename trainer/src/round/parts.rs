@@ -3,6 +3,7 @@
 //! Invariant: the row in the store is written before the work that its state names begins.
 
 use super::{End, RoundError};
+use crate::compute::Compute;
 use crate::publish::{self, Move, PublishError, Publisher};
 use crate::sample::{Batch, Sampler};
 use crate::train::Plan;
@@ -10,7 +11,9 @@ use crate::work::WorkDir;
 use crate::workshop::Workshop;
 use hone_model::lora::Lora;
 use hone_shared::clock::now_ms;
-use hone_shared::policy::{GatePolicy, JudgePolicy, Policies, PolicySet, RoutePolicy, Teacher};
+use hone_shared::policy::{
+    GatePolicy, JudgePolicy, Policies, PolicySet, Precision, RoutePolicy, Teacher,
+};
 use hone_shared::registry::{AliasState, ManifestDraft};
 use hone_shared::store::{RoundRow, RoundState, StoredTurn, VerdictRow};
 use hone_shared::turn::{Generation, TurnId};
@@ -64,6 +67,23 @@ fn no_longer(route: &str) -> String {
 /// Whether a route learns as of the moment of asking.
 pub fn learns<'a>(route: &'a str, policies: &'a impl Policies) -> impl Fn() -> bool + 'a {
     move || policies.current().route(route).is_some_and(|route| route.mode.trains())
+}
+
+/// Kernels for a step of the round. They give up when the trainer stops.
+pub fn compute(
+    shop: &Workshop,
+    threads: usize,
+    precision: Precision,
+) -> Result<Box<dyn Compute>, RoundError> {
+    let mut compute = (shop.kernels)(&shop.model_dir, threads, precision)?;
+    compute.interrupt_by(shop.shutdown.clone());
+    Ok(compute)
+}
+
+/// Leaves the round as it is on disk, for the next start. Being stopped is not a failed start.
+pub fn interrupted(work: &WorkDir) -> Result<End, RoundError> {
+    work.forgive_start()?;
+    Ok(End::Interrupted)
 }
 
 /// Ends the round of a route whose learning was turned off; its samples are free again.
