@@ -222,14 +222,14 @@ fn a_finished_round_leaves_only_its_metrics() {
 
 /// The real kernels, with something done before each draw and each gradient. The numbers are how
 /// many kernels were made, from 1, and what is about to be called.
-fn watched_kernels(before: impl Fn(usize, &str) + Send + Sync + 'static) -> Kernels {
+fn watched_kernels<F: Fn(usize, &str) + Send + Sync + 'static>(before: F) -> Kernels {
     use crate::compute::Sequence;
     use crate::compute::{Compute, ComputeError, Gradient, Rollout, SampleParams};
     use hone_model::lora::Lora;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    struct Watched(Box<dyn Compute>, usize, Arc<dyn Fn(usize, &str) + Send + Sync>);
-    impl Compute for Watched {
+    struct Watched<F>(Box<dyn Compute>, usize, Arc<F>);
+    impl<F: Fn(usize, &str) + Send + Sync> Compute for Watched<F> {
         fn interrupt_by(&mut self, stop: tokio_util::sync::CancellationToken) {
             self.0.interrupt_by(stop);
         }
