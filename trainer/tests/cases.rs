@@ -3,7 +3,12 @@
 //! Whoever edits a case learns here what is wrong with it; what a judge makes of the cases is
 //! measured elsewhere.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that fails may panic")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that fails may panic"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
