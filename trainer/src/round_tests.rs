@@ -223,8 +223,8 @@ fn a_finished_round_leaves_only_its_metrics() {
 /// The real kernels, with something done before each draw and each gradient. The numbers are how
 /// many kernels were made, from 1, and what is about to be called.
 fn watched_kernels<F: Fn(usize, &str) + Send + Sync + 'static>(before: F) -> Kernels {
-    use crate::compute::Sequence;
     use crate::compute::{Compute, ComputeError, Gradient, Rollout, SampleParams};
+    use crate::compute::{Look, Sequence, Sight, Slopes};
     use hone_model::lora::Lora;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -243,21 +243,23 @@ fn watched_kernels<F: Fn(usize, &str) + Send + Sync + 'static>(before: F) -> Ker
             self.2(self.1, "sample");
             self.0.sample(adapter, prompts, replies, params)
         }
-        fn score(
+        fn look(
             &mut self,
             adapter: Option<&Lora>,
             sequences: &[Sequence],
-        ) -> Result<Vec<Vec<f32>>, ComputeError> {
-            self.0.score(adapter, sequences)
+            looks: &[Look],
+        ) -> Result<Vec<Sight>, ComputeError> {
+            self.0.look(adapter, sequences, looks)
         }
-        fn gradient(
+        fn differentiate(
             &mut self,
             adapter: &Lora,
             sequences: &[Sequence],
-            loss: &mut dyn FnMut(usize, &[f32]) -> Vec<f32>,
+            looks: &[Look],
+            loss: &mut dyn FnMut(usize, &Sight) -> Slopes,
         ) -> Result<Gradient, ComputeError> {
             self.2(self.1, "gradient");
-            self.0.gradient(adapter, sequences, loss)
+            self.0.differentiate(adapter, sequences, looks, loss)
         }
     }
     let (real, before, made) =

@@ -21,8 +21,10 @@ mod locate;
 mod overrides;
 mod redaction;
 mod retention;
+mod round;
 mod route;
 mod traffic;
+mod train;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -43,11 +45,10 @@ pub use overrides::{
 };
 pub use redaction::RedactionPolicy;
 pub use retention::RetentionPolicy;
-pub use route::{
-    CapturePolicy, Precision, RoundPolicy, RouteMatch, RoutePolicy, StopPolicy, Teacher,
-    TrainPolicy, WhenFull,
-};
+pub use round::RoundPolicy;
+pub use route::{CapturePolicy, RouteMatch, RoutePolicy, WhenFull};
 pub use traffic::TrafficPolicy;
+pub use train::{HintSelect, Loss, Precision, StopPolicy, Support, Teacher, TrainPolicy};
 pub use watch::{Policies, PolicyWatch};
 
 /// Most files in one policy directory.

@@ -9,7 +9,9 @@ use serde::Deserialize;
 
 use super::limits::Checker;
 use super::retention::{RawRetention, RetentionPolicy};
+use super::round::{RawRound, RoundPolicy};
 use super::traffic::{RawTraffic, TrafficPolicy};
+use super::train::{RawTrain, TrainPolicy};
 use super::{PolicyError, parse_toml};
 use crate::registry::valid_name;
 use crate::turn::Mode;
@@ -121,89 +123,6 @@ pub enum WhenFull {
     Shed,
 }
 
-/// When a round starts and what it takes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RoundPolicy {
-    /// Samples that start a round.
-    pub samples_min: usize,
-    /// Samples that a round takes at most.
-    pub samples_max: usize,
-    /// Age of the oldest sample, ms, at which a round starts with fewer.
-    pub age_ms_max: u64,
-    /// Share of the samples kept for the gate.
-    pub holdout_share: f64,
-    /// Samples of one session.
-    pub per_session_max: usize,
-    /// Samples of one tenant.
-    pub per_tenant_max: usize,
-}
-
-/// Arithmetic of training. The gate always computes in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// bf16 operands with f32 sums where the processor has them, f32 elsewhere: about 1.6 times as
-    /// fast.
-    #[default]
-    Bf16,
-    /// f32 throughout.
-    F32,
-}
-
-/// Whose distribution, with the hint, is taught.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Teacher {
-    /// The base model, adapter off.
-    #[default]
-    Base,
-    /// The generation that is being served.
-    Incumbent,
-}
-
-/// How a round trains. Units and meanings: [`super::LIMITS`].
-#[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "every field is described in the table of limits")]
-pub struct TrainPolicy {
-    pub rank: usize,
-    pub alpha: f64,
-    pub learning_rate: f64,
-    pub updates: usize,
-    pub replies: usize,
-    pub temperature: f64,
-    pub reply_tokens_max: usize,
-    pub prompt_tokens_max: usize,
-    pub weight_opd: f64,
-    pub weight_rl: f64,
-    pub kl_beta: f64,
-    pub clip_low: f64,
-    pub clip_high: f64,
-    pub advantage_max: f64,
-    pub grad_norm_max: f64,
-    pub adam_beta1: f64,
-    pub adam_beta2: f64,
-    pub weight_decay: f64,
-    /// Whose distribution, with the hint, is taught.
-    pub teacher: Teacher,
-    /// Arithmetic of training.
-    pub precision: Precision,
-    /// Whether a round continues from the incumbent's adapter instead of a fresh one.
-    pub warm_start: bool,
-    pub seed: u64,
-    pub threads: usize,
-    pub stop: StopPolicy,
-}
-
-/// Anomalies that stop a round. Units and meanings: [`super::LIMITS`].
-#[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "every field is described in the table of limits")]
-pub struct StopPolicy {
-    pub grad_norm_max: f64,
-    pub log_ratio_max: f64,
-    pub entropy_min: f64,
-    pub reply_tokens_min_mean: f64,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRoute {
@@ -243,58 +162,6 @@ struct RawCapture {
     response_bytes_max: Option<f64>,
     #[serde(default)]
     when_full: WhenFull,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRound {
-    samples_min: Option<f64>,
-    samples_max: Option<f64>,
-    age_ms_max: Option<f64>,
-    holdout_share: Option<f64>,
-    per_session_max: Option<f64>,
-    per_tenant_max: Option<f64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTrain {
-    rank: Option<f64>,
-    alpha: Option<f64>,
-    learning_rate: Option<f64>,
-    updates: Option<f64>,
-    replies: Option<f64>,
-    temperature: Option<f64>,
-    reply_tokens_max: Option<f64>,
-    prompt_tokens_max: Option<f64>,
-    weight_opd: Option<f64>,
-    weight_rl: Option<f64>,
-    kl_beta: Option<f64>,
-    clip_low: Option<f64>,
-    clip_high: Option<f64>,
-    advantage_max: Option<f64>,
-    grad_norm_max: Option<f64>,
-    adam_beta1: Option<f64>,
-    adam_beta2: Option<f64>,
-    weight_decay: Option<f64>,
-    #[serde(default)]
-    teacher: Teacher,
-    #[serde(default)]
-    precision: Precision,
-    warm_start: Option<bool>,
-    seed: Option<f64>,
-    threads: Option<f64>,
-    #[serde(default)]
-    stop: RawStop,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawStop {
-    grad_norm_max: Option<f64>,
-    log_ratio_max: Option<f64>,
-    entropy_min: Option<f64>,
-    reply_tokens_min_mean: Option<f64>,
 }
 
 impl RoutePolicy {
@@ -346,65 +213,6 @@ impl RawMatch {
             return Err(check.refuse("matches.headers", &format!("\"{name}\""), allowed));
         }
         Ok(RouteMatch { paths: self.paths, headers: self.headers, tenants: self.tenants })
-    }
-}
-
-impl RawRound {
-    fn check(self, check: &Checker<'_>) -> Result<RoundPolicy, PolicyError> {
-        let round = RoundPolicy {
-            samples_min: check.count("round.samples_min", self.samples_min)?,
-            samples_max: check.count("round.samples_max", self.samples_max)?,
-            age_ms_max: check.long("round.age_ms_max", self.age_ms_max)?,
-            holdout_share: check.real("round.holdout_share", self.holdout_share)?,
-            per_session_max: check.count("round.per_session_max", self.per_session_max)?,
-            per_tenant_max: check.count("round.per_tenant_max", self.per_tenant_max)?,
-        };
-        let (min, max) = (round.samples_min as f64, round.samples_max as f64);
-        check.ordered(("round.samples_min", min), ("round.samples_max", max))?;
-        Ok(round)
-    }
-}
-
-impl RawTrain {
-    fn check(self, check: &Checker<'_>) -> Result<TrainPolicy, PolicyError> {
-        Ok(TrainPolicy {
-            rank: check.count("train.rank", self.rank)?,
-            alpha: check.real("train.alpha", self.alpha)?,
-            learning_rate: check.real("train.learning_rate", self.learning_rate)?,
-            updates: check.count("train.updates", self.updates)?,
-            replies: check.count("train.replies", self.replies)?,
-            temperature: check.real("train.temperature", self.temperature)?,
-            reply_tokens_max: check.count("train.reply_tokens_max", self.reply_tokens_max)?,
-            prompt_tokens_max: check.count("train.prompt_tokens_max", self.prompt_tokens_max)?,
-            weight_opd: check.real("train.weight_opd", self.weight_opd)?,
-            weight_rl: check.real("train.weight_rl", self.weight_rl)?,
-            kl_beta: check.real("train.kl_beta", self.kl_beta)?,
-            clip_low: check.real("train.clip_low", self.clip_low)?,
-            clip_high: check.real("train.clip_high", self.clip_high)?,
-            advantage_max: check.real("train.advantage_max", self.advantage_max)?,
-            grad_norm_max: check.real("train.grad_norm_max", self.grad_norm_max)?,
-            adam_beta1: check.real("train.adam_beta1", self.adam_beta1)?,
-            adam_beta2: check.real("train.adam_beta2", self.adam_beta2)?,
-            weight_decay: check.real("train.weight_decay", self.weight_decay)?,
-            teacher: self.teacher,
-            precision: self.precision,
-            warm_start: self.warm_start.unwrap_or(true),
-            seed: check.long("train.seed", self.seed)?,
-            threads: check.count("train.threads", self.threads)?,
-            stop: self.stop.check(check)?,
-        })
-    }
-}
-
-impl RawStop {
-    fn check(self, check: &Checker<'_>) -> Result<StopPolicy, PolicyError> {
-        Ok(StopPolicy {
-            grad_norm_max: check.real("train.stop.grad_norm_max", self.grad_norm_max)?,
-            log_ratio_max: check.real("train.stop.log_ratio_max", self.log_ratio_max)?,
-            entropy_min: check.real("train.stop.entropy_min", self.entropy_min)?,
-            reply_tokens_min_mean: check
-                .real("train.stop.reply_tokens_min_mean", self.reply_tokens_min_mean)?,
-        })
     }
 }
 

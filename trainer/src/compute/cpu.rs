@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::adapter::{Collector, Packed};
 use super::backward::Backward;
-use super::batch::{self, Batch, Span, Target};
+use super::batch::{self, Batch, Span};
 use super::forward::{Pass, State};
-use super::head::{self, Scored};
+use super::head::{self, Row, Scored, Seen};
 use super::kernels::Precision;
+use super::look::{Look, Sight, Slopes};
 use super::math::Rope;
 use super::model::Model;
 use super::sampler::Sampler;
@@ -154,10 +155,37 @@ impl CpuCompute {
         Ok(Some(self.pool.install(|| Packed::new(lora, &self.model))))
     }
 
-    /// Scores the targets of some spans after the layers, as many at a time as the head takes.
-    fn score_targets(&self, x: &[f32], targets: &[Target]) -> Vec<f32> {
-        let parts = targets.chunks(head::rows_max(&self.model, self.limits.logits_bytes_max));
-        parts.flat_map(|part| head::score(&self.model, x, part).logprobs).collect()
+    /// Checks that what is asked fits the sequences, the model and the vocabulary.
+    fn check_looks(&self, sequences: &[Sequence], looks: &[Look]) -> Result<(), ComputeError> {
+        if !looks.is_empty() && looks.len() != sequences.len() {
+            return Err(ComputeError::LookShape(looks.len()));
+        }
+        let (vocab, width) = (self.model.config.vocab, self.model.config.hidden);
+        for (index, (sequence, look)) in sequences.iter().zip(looks).enumerate() {
+            let tokens = sequence.response.len();
+            let states = look.against.as_ref().map(|against| against.state.len());
+            let fits = (look.at.is_empty() || look.at.len() == tokens)
+                && states.is_none_or(|found| found == tokens * width);
+            if !fits {
+                return Err(ComputeError::LookShape(index));
+            }
+            if let Some(&token) = look.at.iter().flatten().find(|t| **t as usize >= vocab) {
+                return Err(ComputeError::UnknownToken { index, token, vocab });
+            }
+        }
+        Ok(())
+    }
+
+    /// Most rows that go through the head at a time.
+    fn head_rows(&self, looks: &[Look]) -> usize {
+        // The other model's logits take as much again.
+        let both = looks.iter().any(|look| look.against.is_some());
+        head::rows_max(&self.model, self.limits.logits_bytes_max / (1 + usize::from(both)))
+    }
+
+    /// Scores rows after the layers, as many at a time as the head takes.
+    fn score_rows(&self, x: &[f32], rows: &[Row<'_>], most: usize) -> Vec<Seen> {
+        rows.chunks(most).flat_map(|part| head::score(&self.model, x, part).seen).collect()
     }
 
     /// The head of one batch: calls the loss for every span and returns dL / dx.
@@ -165,37 +193,38 @@ impl CpuCompute {
         &self,
         batch: &Batch,
         x: &[f32],
+        looks: &[Look],
         found: &mut [Vec<f32>],
-        loss: &mut dyn FnMut(usize, &[f32]) -> Vec<f32>,
+        loss: &mut dyn FnMut(usize, &Sight) -> Slopes,
     ) -> Result<Vec<f32>, ComputeError> {
         let mut dx = vec![0.0; x.len()];
-        let most = head::rows_max(&self.model, self.limits.logits_bytes_max);
+        let (all, most) = (head::rows(&self.model, batch, looks), self.head_rows(looks));
         for spans in units(&batch.spans, most) {
             let range = spans[0].targets.start..spans[spans.len() - 1].targets.end;
-            let targets = &batch.targets[range.clone()];
-            let (mut logprobs, mut kept): (Vec<f32>, Option<Scored>) = (Vec::new(), None);
-            for part in targets.chunks(most) {
+            let rows = &all[range.clone()];
+            let (mut seen, mut kept): (Vec<Seen>, Option<Scored>) = (Vec::new(), None);
+            for part in rows.chunks(most) {
                 let scored = self.pool.install(|| head::score(&self.model, x, part));
-                logprobs.extend_from_slice(&scored.logprobs);
+                seen.extend_from_slice(&scored.seen);
                 kept = Some(scored);
             }
-            let mut slopes = Vec::with_capacity(targets.len());
+            let mut slopes = Vec::with_capacity(rows.len());
             for span in spans {
                 let own = span.targets.start - range.start..span.targets.end - range.start;
-                let values = loss(span.sequence, &logprobs[own.clone()]);
-                let (wanted, given) = (own.len(), values.len());
-                if wanted != given {
-                    let index = span.sequence;
-                    return Err(ComputeError::LossLength { index, wanted, found: given });
+                let (index, wanted) = (span.sequence, own.len());
+                let sight = head::sight(&seen[own], looks.get(index));
+                let given = loss(index, &sight);
+                if !given.fits(&sight) {
+                    return Err(ComputeError::LossLength { index, wanted, found: given.own.len() });
                 }
-                slopes.extend(values);
-                found[span.sequence] = logprobs[own].to_vec();
+                slopes.extend(head::slopes(given, wanted));
+                found[index] = sight.own;
             }
             self.pool.install(|| {
-                for (part, slopes) in targets.chunks(most).zip(slopes.chunks(most)) {
+                for (part, slopes) in rows.chunks(most).zip(slopes.chunks(most)) {
                     // A sequence longer than the head takes is scored again, part by part.
                     let again = || head::score(&self.model, x, part);
-                    let scored = kept.take_if(|_| targets.len() <= most).unwrap_or_else(again);
+                    let scored = kept.take_if(|_| rows.len() <= most).unwrap_or_else(again);
                     scored.back(&self.model, part, slopes, &mut dx);
                 }
             });
@@ -246,39 +275,53 @@ impl Compute for CpuCompute {
         Ok(drawn)
     }
 
-    fn score(
+    fn look(
         &mut self,
         adapter: Option<&Lora>,
         sequences: &[Sequence],
-    ) -> Result<Vec<Vec<f32>>, ComputeError> {
+        looks: &[Look],
+    ) -> Result<Vec<Sight>, ComputeError> {
         self.check(pairs(sequences))?;
+        self.check_looks(sequences, looks)?;
         let packed = self.packed(adapter)?;
         let pass = self.pass(packed.as_ref());
         let rows_max = self.rows_max(pass.rank(), 1).min(1024);
-        let mut found = vec![Vec::new(); sequences.len()];
+        let (width, most) = (self.model.config.hidden, self.head_rows(looks));
+        let mut found = vec![Sight::default(); sequences.len()];
         for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
-            let logprobs = self.pool.install(|| {
+            let rows = head::rows(&self.model, &batch, looks);
+            let (x, seen) = self.pool.install(|| {
                 let x = pass.run(&batch, None);
-                self.score_targets(&x, &batch.targets)
+                let seen = self.score_rows(&x, &rows, most);
+                (x, seen)
             });
             self.uninterrupted()?;
             for span in &batch.spans {
-                found[span.sequence] = logprobs[span.targets.clone()].to_vec();
+                let look = looks.get(span.sequence);
+                let mut sight = head::sight(&seen[span.targets.clone()], look);
+                if look.is_some_and(|look| look.state) {
+                    let rows = batch.targets[span.targets.clone()].iter().map(|t| t.row * width);
+                    sight.state = rows.flat_map(|at| &x[at..at + width]).copied().collect();
+                }
+                found[span.sequence] = sight;
             }
         }
-        if found.iter().flatten().any(|value| !value.is_finite()) {
+        let mut numbers = found.iter().flat_map(|sight| sight.own.iter().chain(&sight.kl));
+        if numbers.any(|value| !value.is_finite()) {
             return Err(ComputeError::NotFinite("a log-probability"));
         }
         Ok(found)
     }
 
-    fn gradient(
+    fn differentiate(
         &mut self,
         adapter: &Lora,
         sequences: &[Sequence],
-        loss: &mut dyn FnMut(usize, &[f32]) -> Vec<f32>,
+        looks: &[Look],
+        loss: &mut dyn FnMut(usize, &Sight) -> Slopes,
     ) -> Result<Gradient, ComputeError> {
         self.check(pairs(sequences))?;
+        self.check_looks(sequences, looks)?;
         let packed = self.packed(Some(adapter))?.ok_or(ComputeError::AdapterShape)?;
         let pass = self.pass(Some(&packed));
         let rows_max = self.rows_max(adapter.rank, self.model.config.layers);
@@ -288,7 +331,7 @@ impl Compute for CpuCompute {
             let mut states = Vec::with_capacity(self.model.config.layers);
             let x = self.pool.install(|| pass.run(&batch, Some(&mut states)));
             self.uninterrupted()?;
-            let dx = self.head(&batch, &x, &mut logprobs, loss)?;
+            let dx = self.head(&batch, &x, looks, &mut logprobs, loss)?;
             let backward = Backward { pass, adapter: &packed, batch: &batch };
             self.pool.install(|| backward.run(dx, states, &mut collector));
             self.uninterrupted()?;

@@ -16,6 +16,7 @@ mod cpu;
 mod forward;
 mod head;
 mod kernels;
+mod look;
 mod math;
 mod model;
 mod sampler;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use bench::{BenchReport, BenchRow, bench, bench_with};
 pub use cpu::{CpuCompute, Limits};
 pub use kernels::Precision;
+pub use look::{Against, Direction, Look, Sight, Slopes};
 
 /// A prompt and what was answered, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +124,9 @@ pub enum ComputeError {
     /// Asked to stop, see [`Compute::interrupt_by`]: the call has no result.
     #[error("interrupted")]
     Interrupted,
+    /// What is asked about a sequence does not fit it.
+    #[error("what is asked about sequence {0} does not fit its response or the model")]
+    LookShape(usize),
     /// A result is infinite or not a number.
     #[error("{0} is not finite")]
     NotFinite(&'static str),
@@ -146,28 +151,60 @@ pub trait Compute: Send {
         params: &SampleParams,
     ) -> Result<Vec<Vec<Rollout>>, ComputeError>;
 
-    /// ln p of every response token, per sequence.
+    /// What `looks` ask about the rows of the responses: one per sequence, or none for their own
+    /// log-probabilities alone.
     ///
     /// # Errors
-    /// An unusable sequence, or an adapter of another shape.
+    /// An unusable sequence or question, or an adapter of another shape.
+    fn look(
+        &mut self,
+        adapter: Option<&Lora>,
+        sequences: &[Sequence],
+        looks: &[Look],
+    ) -> Result<Vec<Sight>, ComputeError>;
+
+    /// Differentiates a loss with respect to the adapter.
+    ///
+    /// `loss(i, sight)` is called once for every sequence with a response, in no particular order,
+    /// and returns dL by what was seen; hidden states are not among that.
+    ///
+    /// # Errors
+    /// An unusable sequence or question, an adapter of another shape, slopes that do not fit what
+    /// was seen, or a result that is not finite.
+    fn differentiate(
+        &mut self,
+        adapter: &Lora,
+        sequences: &[Sequence],
+        looks: &[Look],
+        loss: &mut dyn FnMut(usize, &Sight) -> Slopes,
+    ) -> Result<Gradient, ComputeError>;
+
+    /// ln p of every response token, per sequence: [`Compute::look`] without questions.
+    ///
+    /// # Errors
+    /// As [`Compute::look`].
     fn score(
         &mut self,
         adapter: Option<&Lora>,
         sequences: &[Sequence],
-    ) -> Result<Vec<Vec<f32>>, ComputeError>;
+    ) -> Result<Vec<Vec<f32>>, ComputeError> {
+        let seen = self.look(adapter, sequences, &[])?;
+        Ok(seen.into_iter().map(|sight| sight.own).collect())
+    }
 
-    /// Differentiates a loss with respect to the adapter.
-    ///
-    /// `loss(i, ln p)` is called once for every sequence with a response, in no particular order,
-    /// and returns dL / d ln p of each response token.
+    /// As [`Compute::differentiate`] for a loss of the responses' own log-probabilities;
+    /// `loss(i, ln p)` returns dL / d ln p of each response token.
     ///
     /// # Errors
-    /// An unusable sequence, an adapter of another shape, a loss of another length, or a result
-    /// that is not finite.
+    /// As [`Compute::differentiate`].
     fn gradient(
         &mut self,
         adapter: &Lora,
         sequences: &[Sequence],
         loss: &mut dyn FnMut(usize, &[f32]) -> Vec<f32>,
-    ) -> Result<Gradient, ComputeError>;
+    ) -> Result<Gradient, ComputeError> {
+        self.differentiate(adapter, sequences, &[], &mut |index, seen| {
+            loss(index, &seen.own).into()
+        })
+    }
 }

@@ -55,10 +55,11 @@ pub fn measure(
     holdout: &[Sample],
 ) -> Result<Signal, GateError> {
     let mut out = Signal::default();
-    let hinted: Vec<&Sample> = holdout.iter().filter(|s| s.teacher.is_some()).collect();
-    let rewarded: Vec<&Sample> = holdout.iter().filter(|s| s.teacher.is_none()).collect();
+    let hinted: Vec<&Sample> = holdout.iter().filter(|s| !s.teachers.is_empty()).collect();
+    let rewarded: Vec<&Sample> = holdout.iter().filter(|s| s.has_only_a_reward()).collect();
     if !hinted.is_empty() {
-        let prompts: Vec<Vec<u32>> = hinted.iter().filter_map(|s| s.teacher.clone()).collect();
+        let prompts: Vec<Vec<u32>> =
+            hinted.iter().filter_map(|s| s.teachers.first().cloned()).collect();
         let (replies, params) = (contest.replies.max(1), &contest.params);
         let groups = compute.sample(contest.teacher, &prompts, replies, params)?;
         let mut sequences = Vec::new();

@@ -20,6 +20,7 @@ pub mod render;
 pub mod split;
 
 use crate::compute::Sequence;
+use crate::train::teach::Lesson;
 use filter::{Reason, garbage};
 use hone_shared::policy::{RoundPolicy, TrainPolicy};
 use hone_shared::store::{Split, Store, StoreError, StoredTurn, VerdictRow};
@@ -30,6 +31,8 @@ use std::collections::BTreeMap;
 
 /// Extra tokens a hinted prompt may have beyond `prompt_tokens_max`.
 const HINT_TOKENS_MAX: usize = 256;
+/// Hints of a turn that teach.
+pub const HINTS_MAX: usize = 3;
 
 /// One judged reply as the trainer uses it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,14 +45,16 @@ pub struct Sample {
     pub generation: Generation,
     /// Token ids of the prompt.
     pub prompt: Vec<u32>,
-    /// Token ids of the prompt with the hint, if there is a hint.
-    pub teacher: Option<Vec<u32>>,
+    /// Token ids of the prompt with each hint, shortest hint first.
+    pub teachers: Vec<Vec<u32>>,
     /// Token ids of the live reply, with the end token if it ended.
     pub response: Vec<u32>,
     /// The live reply ended by itself.
     pub ended: bool,
-    /// +1, −1, or 0 when only the hint counts.
+    /// The advantage of the live reply: +1, −1 or a step's; 0 when it is not judged.
     pub reward: f64,
+    /// Token ids of what a person would have answered, with the end token.
+    pub demonstration: Option<Vec<u32>>,
 }
 
 impl Sample {
@@ -63,15 +68,30 @@ impl Sample {
         Sequence { prompt: self.prompt.clone(), response: response.to_vec() }
     }
 
-    /// Hinted prompt and live reply, if there is a hint.
-    pub fn hinted(&self) -> Option<Sequence> {
-        self.hinted_with(&self.response)
+    /// The live reply to be taught about, if there is a hint.
+    pub fn lesson(&self) -> Option<Lesson> {
+        self.lesson_with(&self.response)
     }
 
-    /// Hinted prompt and another reply, if there is a hint.
-    pub fn hinted_with(&self, response: &[u32]) -> Option<Sequence> {
-        let prompt = self.teacher.clone()?;
-        Some(Sequence { prompt, response: response.to_vec() })
+    /// Another reply to be taught about, if there is a hint.
+    pub fn lesson_with(&self, response: &[u32]) -> Option<Lesson> {
+        if self.teachers.is_empty() {
+            return None;
+        }
+        let with =
+            |prompt: &Vec<u32>| Sequence { prompt: prompt.clone(), response: response.to_vec() };
+        let hinted = self.teachers.iter().map(with).collect();
+        Some(Lesson { plain: self.plain_with(response), hinted })
+    }
+
+    /// Whether the live reply itself says something: by a reward, or by what a hint makes of it.
+    pub fn judges_the_reply(&self) -> bool {
+        self.reward != 0.0 || !self.teachers.is_empty()
+    }
+
+    /// Whether its live reply is all there is to anchor.
+    pub fn has_only_a_reward(&self) -> bool {
+        self.reward != 0.0 && self.teachers.is_empty()
     }
 }
 
@@ -182,20 +202,19 @@ impl Sampler<'_> {
             return Err(Reason::MissingProvenance);
         }
         let reward = if self.train.weight_rl > 0.0 { f64::from(verdict.verdict) } else { 0.0 };
-        let hint = verdict.hints.first().filter(|_| self.train.weight_opd > 0.0);
-        if reward == 0.0 && hint.is_none() {
+        let wanted = if self.train.weight_opd > 0.0 { HINTS_MAX } else { 0 };
+        let hints = &verdict.hints[..verdict.hints.len().min(wanted)];
+        if reward == 0.0 && hints.is_empty() {
             return Err(Reason::NoSignal);
         }
         let tools = turn.params.get("tools");
         let prompt = self.renderer.prompt(&turn.path, &turn.messages, tools)?;
-        let teacher = match hint {
-            None => None,
-            Some(hint) => {
-                let hinted = hint::enhance(&turn.messages, self.hint_label, hint);
-                Some(self.renderer.prompt(&turn.path, &hinted, tools)?)
-            }
-        };
-        self.check_length(&prompt, teacher.as_deref())?;
+        let mut teachers = Vec::new();
+        for hint in hints {
+            let hinted = hint::enhance(&turn.messages, self.hint_label, hint);
+            teachers.push(self.renderer.prompt(&turn.path, &hinted, tools)?);
+        }
+        self.check_length(&prompt, &teachers)?;
         let (message, finish) = (&answer.message, answer.finish_reason.as_deref());
         let limit = self.train.reply_tokens_max;
         let reply = self.renderer.reply(&turn.messages, tools, message, finish, limit)?;
@@ -208,17 +227,18 @@ impl Sampler<'_> {
             session_id: turn.session_id.clone(),
             generation: turn.generation.clone(),
             prompt,
-            teacher,
+            teachers,
             response: reply.tokens,
             ended: reply.ended,
             reward,
+            demonstration: None,
         })
     }
 
     /// A truncated prompt is not what the model saw, so a long one is dropped and not cut.
-    fn check_length(&self, prompt: &[u32], teacher: Option<&[u32]>) -> Result<(), Reason> {
+    fn check_length(&self, prompt: &[u32], teachers: &[Vec<u32>]) -> Result<(), Reason> {
         let limit = self.train.prompt_tokens_max;
-        let longest = prompt.len().max(teacher.map_or(0, <[u32]>::len));
+        let longest = teachers.iter().map(Vec::len).fold(prompt.len(), usize::max);
         let room = self.renderer.model.max_positions;
         let too_long = prompt.len() > limit
             || longest > limit + HINT_TOKENS_MAX

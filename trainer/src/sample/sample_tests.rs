@@ -54,7 +54,7 @@ fn a_corrected_turn_has_prompt_hinted_prompt_reply_and_reward() {
     let sample = only(&desk, turn.clone(), verdict(&turn, -1, &[HINT])).unwrap();
     let text = |ids: &[u32]| desk.renderer.text(ids);
     assert!(text(&sample.prompt).contains("What is rain?"));
-    let teacher = text(sample.teacher.as_ref().unwrap());
+    let teacher = text(&sample.teachers[0]);
     assert!(teacher.contains(&format!("What is rain?\n\n[hint]\n{HINT}")), "{teacher}");
     assert_eq!(text(&sample.response), "the rain");
     assert!(sample.ended && desk.renderer.eos().contains(sample.response.last().unwrap()));
@@ -66,9 +66,9 @@ fn dispatch_is_by_what_is_there() {
     let desk = desk();
     let turn = stored_turn("s", "q", "some words", "stop");
     let reward = only(&desk, turn.clone(), verdict(&turn, 1, &[])).unwrap();
-    assert!(reward.teacher.is_none() && reward.reward == 1.0);
+    assert!(reward.teachers.is_empty() && reward.reward == 1.0);
     let hint = only(&desk, turn.clone(), verdict(&turn, 0, &[HINT])).unwrap();
-    assert!(hint.teacher.is_some() && hint.reward == 0.0);
+    assert!(!hint.teachers.is_empty() && hint.reward == 0.0);
     let neither = only(&desk, turn.clone(), verdict(&turn, 0, &[]));
     assert_eq!(neither, Err("no_signal".into()));
 }
@@ -78,7 +78,7 @@ fn a_weight_of_zero_switches_a_signal_off() {
     let mut desk = desk();
     desk.route.train.weight_opd = 0.0;
     let turn = stored_turn("s", "q", "some words", "stop");
-    assert!(only(&desk, turn.clone(), verdict(&turn, -1, &[HINT])).unwrap().teacher.is_none());
+    assert!(only(&desk, turn.clone(), verdict(&turn, -1, &[HINT])).unwrap().teachers.is_empty());
     desk.route.train.weight_rl = 0.0;
     let nothing = only(&desk, turn.clone(), verdict(&turn, -1, &[HINT]));
     assert_eq!(nothing, Err("no_signal".into()));

@@ -145,10 +145,11 @@ pub fn sample(renderer: &Renderer, question: &str, answer: &str) -> Sample {
         session_id: question.into(),
         generation: Generation::base(),
         prompt: renderer.prompt(path, &messages, None).unwrap(),
-        teacher: Some(renderer.prompt(path, &hinted, None).unwrap()),
+        teachers: vec![renderer.prompt(path, &hinted, None).unwrap()],
         response: reply.tokens,
         ended: reply.ended,
         reward: -1.0,
+        demonstration: None,
     }
 }
 

@@ -2,17 +2,16 @@
 //!
 //! `L = w_rl · L_rl(r) + w_opd · L_opd(hint) + β · k3(base)`, each clipped by itself and then added
 //! (OpenClaw-RL v2; not the older single advantage `w·r + w·gap`, which lets one signal use up the
-//! clip range of the other). Divided by the number of tokens of the whole update (mean over
-//! tokens).
+//! clip range of the other). A demonstration is a sequence of its own, `w_sft · L_sft`. Divided by
+//! the number of tokens of the whole update (mean over tokens).
 //!
 //! Invariant: a signal that is absent contributes exactly nothing; a list of a wrong length is an
 //! error, never padded.
 
-use super::TrainError;
-use super::anchor;
-use super::binary_rl;
-use super::opd;
 use super::surrogate::{Clip, Term};
+use super::teach::Teaching;
+use super::{TrainError, anchor, binary_rl, full_kl, opd, sft, tail_kl, topk};
+use crate::compute::{Look, Sight, Slopes};
 use hone_shared::policy::TrainPolicy;
 
 /// Weights and bounds of the loss.
@@ -22,12 +21,16 @@ pub struct Weights {
     pub opd: f64,
     /// Weight of the reward term.
     pub rl: f64,
+    /// Weight of demonstrations.
+    pub sft: f64,
     /// Weight of the anchor.
     pub kl: f64,
     /// Range of the probability ratio.
     pub clip: Clip,
-    /// Bound of the distillation advantage in nats.
+    /// Bound of the sampled token's distillation advantage in nats.
     pub advantage_max: f64,
+    /// Bound of each token's log-ratio in the distillation over several, in nats.
+    pub delta_max: f64,
 }
 
 impl Weights {
@@ -36,9 +39,11 @@ impl Weights {
         Self {
             opd: policy.weight_opd,
             rl: policy.weight_rl,
+            sft: policy.weight_sft,
             kl: policy.kl_beta,
             clip: Clip { low: policy.clip_low, high: policy.clip_high },
             advantage_max: policy.advantage_max,
+            delta_max: policy.delta_max,
         }
     }
 }
@@ -48,24 +53,36 @@ impl Weights {
 pub struct Evidence {
     /// Under the policy that produced it; `None`: the current student produced it just now.
     pub old: Option<Vec<f32>>,
-    /// Under the teacher that saw the hint.
-    pub teacher: Option<Vec<f32>>,
+    /// The view of the teacher that saw the hint.
+    pub teacher: Option<Teaching>,
     /// Under the base model, for the anchor.
     pub base: Option<Vec<f32>>,
-    /// The verdict: +1, −1, or 0 for none.
+    /// The advantage of the whole reply: the verdict (+1, −1) or a step's, 0 for none.
     pub reward: f64,
+    /// A person wrote it.
+    pub demonstration: bool,
 }
 
 impl Evidence {
     /// Fails unless every list present has exactly `tokens` finite entries.
     pub fn check(&self, tokens: usize) -> Result<(), TrainError> {
-        for (what, list) in [("old", &self.old), ("teacher", &self.teacher), ("base", &self.base)] {
+        for (what, list) in [("old", &self.old), ("base", &self.base)] {
             let Some(list) = list else { continue };
             if list.len() != tokens || list.iter().any(|p| !p.is_finite()) {
                 return Err(TrainError::Scores { what, want: tokens, got: list.len() });
             }
         }
-        Ok(())
+        match &self.teacher {
+            Some(teacher) if !teacher.usable(tokens) => {
+                Err(TrainError::Scores { what: "teacher", want: tokens, got: 0 })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the gradient pass must see of the reply.
+    pub fn look(&self) -> Look {
+        self.teacher.as_ref().map(Teaching::look).unwrap_or_default()
     }
 }
 
@@ -80,25 +97,27 @@ pub struct Sums {
     pub kl: f64,
     /// Tokens with a base value.
     pub kl_tokens: f64,
-    /// |teacher − student| before the bound, over tokens with a teacher value.
+    /// Distance to the teacher before any bound, over tokens with a teacher: |log-ratio| or, where
+    /// the loss is one, the divergence.
     pub log_ratio: f64,
     /// Tokens with a teacher value.
     pub teacher_tokens: f64,
 }
 
-/// `dL / d ln π_θ` per token of one reply, already divided by `tokens_total`; adds to `sums`.
+/// dL by what was `seen` of one reply, already divided by `tokens_total`; adds to `sums`.
 pub fn gradient(
-    now: &[f32],
+    seen: &Sight,
     evidence: &Evidence,
     weights: &Weights,
     tokens_total: f64,
     sums: &mut Sums,
-) -> Vec<f32> {
+) -> Slopes {
     let at = |list: &Option<Vec<f32>>, i: usize| {
         list.as_ref().and_then(|l| l.get(i)).map(|p| f64::from(*p))
     };
-    let mut out = Vec::with_capacity(now.len());
-    for (i, now) in now.iter().enumerate() {
+    let per = |slope: f64| (slope / tokens_total) as f32;
+    let mut out = Slopes { own: Vec::with_capacity(seen.own.len()), ..Slopes::default() };
+    for (i, now) in seen.own.iter().enumerate() {
         let now = f64::from(*now);
         let old = at(&evidence.old, i).unwrap_or(now);
         let mut total = Term::default();
@@ -107,7 +126,12 @@ pub fn gradient(
             total.gradient += weight * term.gradient;
         };
         add(weights.rl, binary_rl::term(now, old, evidence.reward, weights.clip));
-        if let Some(teacher) = at(&evidence.teacher, i) {
+        if evidence.demonstration {
+            add(weights.sft, sft::term(now));
+        }
+        if let Some(Teaching::Token(teacher)) = &evidence.teacher
+            && let Some(teacher) = teacher.get(i).map(|p| f64::from(*p))
+        {
             let term = opd::term(teacher, now, old, weights.advantage_max, weights.clip);
             add(weights.opd, term);
             sums.log_ratio += (teacher - now).abs();
@@ -121,33 +145,108 @@ pub fn gradient(
         }
         sums.tokens += 1.0;
         sums.loss += total.loss;
-        out.push((total.gradient / tokens_total) as f32);
+        out.own.push(per(total.gradient));
     }
+    distil(seen, evidence, weights, &per, sums, &mut out);
     out
+}
+
+/// The distillation losses that look at more than the sampled token.
+fn distil(
+    seen: &Sight,
+    evidence: &Evidence,
+    weights: &Weights,
+    per: &dyn Fn(f64) -> f32,
+    sums: &mut Sums,
+    out: &mut Slopes,
+) {
+    let mut take = |loss: f64, distance: f64, slopes: Vec<f64>| -> Vec<f32> {
+        sums.loss += weights.opd * loss;
+        sums.log_ratio += distance;
+        sums.teacher_tokens += 1.0;
+        slopes.into_iter().map(|slope| per(weights.opd * slope)).collect()
+    };
+    match &evidence.teacher {
+        None | Some(Teaching::Token(_)) => {}
+        Some(Teaching::TopK(positions)) => {
+            for (now, position) in seen.at.iter().zip(positions) {
+                let (loss, slopes) = topk::term(now, position, weights.delta_max, weights.clip);
+                out.at.push(take(loss, topk::distance(now, position), slopes));
+            }
+        }
+        Some(Teaching::Tail(positions)) => {
+            for (now, position) in seen.at.iter().zip(positions) {
+                let teacher: Vec<f32> = position.iter().map(|(_, p)| *p).collect();
+                let (loss, slopes) = tail_kl::term(now, &teacher);
+                out.at.push(take(loss, loss, slopes));
+            }
+        }
+        Some(Teaching::Full(_)) => {
+            for kl in &seen.kl {
+                let term = full_kl::term(f64::from(*kl));
+                out.kl.extend(take(term.loss, term.loss, vec![term.gradient]));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::{Against, Direction};
 
     const WEIGHTS: Weights = Weights {
         opd: 1.0,
         rl: 0.5,
+        sft: 2.0,
         kl: 0.1,
         clip: Clip { low: 0.2, high: 0.28 },
         advantage_max: 5.0,
+        delta_max: 1.0,
     };
+
+    fn own(logprobs: &[f32]) -> Sight {
+        Sight { own: logprobs.to_vec(), ..Sight::default() }
+    }
+
+    #[test]
+    fn a_demonstration_is_made_more_likely_and_nothing_else() {
+        let evidence = Evidence { demonstration: true, ..Evidence::default() };
+        let mut sums = Sums::default();
+        let got = gradient(&own(&[-2.0, -1.0]), &evidence, &WEIGHTS, 4.0, &mut sums);
+        assert_eq!((got.own, sums.loss), (vec![-0.5, -0.5], 6.0));
+    }
+
+    #[test]
+    fn several_tokens_and_whole_distributions_are_weighed_and_divided_like_all_else() {
+        let weights = Weights { opd: 3.0, ..WEIGHTS };
+        let position = topk::Position { ids: vec![7], old: vec![-1.0], teacher: vec![-1.5] };
+        let teacher = Some(Teaching::TopK(vec![position]));
+        let seen = Sight { at: vec![vec![-1.0]], ..own(&[-2.0]) };
+        let mut sums = Sums::default();
+        let evidence = Evidence { teacher, ..Evidence::default() };
+        let got = gradient(&seen, &evidence, &weights, 6.0, &mut sums);
+        assert_eq!((got.own, got.at), (vec![0.0], vec![vec![0.25]]));
+        assert_eq!((sums.log_ratio, sums.teacher_tokens, sums.loss), (0.5, 1.0, 1.5));
+        let against = Against { state: vec![0.0], direction: Direction::Reverse };
+        let teacher = Some(Teaching::Full(against));
+        let seen = Sight { kl: vec![0.4], ..own(&[-2.0]) };
+        let evidence = Evidence { teacher, ..Evidence::default() };
+        let got = gradient(&seen, &evidence, &weights, 6.0, &mut Sums::default());
+        assert_eq!((got.own, got.kl), (vec![0.0], vec![0.5]));
+    }
 
     #[test]
     fn both_signals_and_the_anchor_add_up() {
         let evidence = Evidence {
             old: None,
-            teacher: Some(vec![-1.0]),
+            teacher: Some(Teaching::Token(vec![-1.0])),
             base: Some(vec![-2.0 + 2f32.ln()]),
             reward: -1.0,
+            demonstration: false,
         };
         let mut sums = Sums::default();
-        let got = gradient(&[-2.0], &evidence, &WEIGHTS, 4.0, &mut sums);
+        let got = gradient(&own(&[-2.0]), &evidence, &WEIGHTS, 4.0, &mut sums).own;
         // rl: 0.5·(+1); opd: 1·(−1); anchor: 0.1·(1 − 2). Sum −0.6, over 4 tokens.
         assert!((got[0] + 0.15).abs() < 1e-6, "{got:?}");
         assert_eq!(sums.tokens, 1.0);
@@ -158,13 +257,13 @@ mod tests {
     #[test]
     fn a_sample_with_nothing_but_a_reward_has_no_distillation_term() {
         let evidence = Evidence { old: Some(vec![-2.0]), reward: 1.0, ..Evidence::default() };
-        let got = gradient(&[-2.0], &evidence, &WEIGHTS, 1.0, &mut Sums::default());
-        assert_eq!(got, vec![-0.5]);
+        let got = gradient(&own(&[-2.0]), &evidence, &WEIGHTS, 1.0, &mut Sums::default());
+        assert_eq!(got, vec![-0.5].into());
     }
 
     #[test]
     fn missing_scores_are_an_error_and_never_zero() {
-        let short = Evidence { teacher: Some(vec![-1.0]), ..Evidence::default() };
+        let short = Evidence { teacher: Some(Teaching::Token(vec![-1.0])), ..Evidence::default() };
         assert!(short.check(2).is_err());
         let nan = Evidence { base: Some(vec![f32::NAN]), ..Evidence::default() };
         assert!(nan.check(1).is_err());

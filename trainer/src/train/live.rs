@@ -8,18 +8,20 @@
 //! beforehand, with a count.
 
 use super::hybrid::Evidence;
+use super::teach::{Lesson, teach};
 use super::{Plan, TrainError};
 use crate::compute::{Compute, Sequence};
 use hone_model::lora::Lora;
 use hone_shared::turn::Generation;
 use std::collections::BTreeMap;
 
-/// Evidence for each train sample's live reply, in the order of the plan's samples.
+/// Evidence for each train sample's live reply, in the order of the plan's samples. A sample with
+/// nothing but a demonstration has none.
 pub fn evidence(compute: &mut dyn Compute, plan: &Plan) -> Result<Vec<Evidence>, TrainError> {
     let mut out: Vec<Evidence> =
         plan.samples.iter().map(|s| Evidence { reward: s.reward, ..Evidence::default() }).collect();
     let mut by_generation: BTreeMap<&Generation, Vec<usize>> = BTreeMap::new();
-    for (i, sample) in plan.samples.iter().enumerate() {
+    for (i, sample) in plan.samples.iter().enumerate().filter(|(_, s)| s.judges_the_reply()) {
         by_generation.entry(&sample.generation).or_default().push(i);
     }
     for (generation, indices) in by_generation {
@@ -28,12 +30,12 @@ pub fn evidence(compute: &mut dyn Compute, plan: &Plan) -> Result<Vec<Evidence>,
         for (i, scores) in indices.iter().zip(compute.score(adapter, &sequences)?) {
             out[*i].old = Some(scores);
         }
-    }
-    let hinted: Vec<(usize, Sequence)> =
-        plan.samples.iter().enumerate().filter_map(|(i, s)| Some((i, s.hinted()?))).collect();
-    let sequences: Vec<Sequence> = hinted.iter().map(|(_, s)| s.clone()).collect();
-    for ((i, _), scores) in hinted.iter().zip(compute.score(plan.teacher.as_ref(), &sequences)?) {
-        out[*i].teacher = Some(scores);
+        let hinted = indices.iter().filter_map(|i| Some((*i, plan.samples[*i].lesson()?)));
+        let (hinted, lessons): (Vec<usize>, Vec<Lesson>) = hinted.unzip();
+        let taught = teach(compute, &plan.policy, plan.teacher.as_ref(), adapter, &lessons)?;
+        for (i, teaching) in hinted.into_iter().zip(taught) {
+            out[i].teacher = Some(teaching);
+        }
     }
     anchor_rewarded(compute, plan, &mut out)?;
     for (evidence, sample) in out.iter().zip(&plan.samples) {
@@ -53,7 +55,7 @@ fn anchor_rewarded(
         return Ok(());
     }
     let rewarded: Vec<usize> =
-        (0..plan.samples.len()).filter(|i| plan.samples[*i].teacher.is_none()).collect();
+        (0..plan.samples.len()).filter(|i| plan.samples[*i].has_only_a_reward()).collect();
     let sequences: Vec<Sequence> = rewarded.iter().map(|i| plan.samples[*i].plain()).collect();
     for (i, scores) in rewarded.iter().zip(compute.score(None, &sequences)?) {
         out[*i].base = Some(scores);

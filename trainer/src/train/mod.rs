@@ -5,7 +5,8 @@
 //! per update:  draw fresh replies → score → gradient          update.rs
 //!              → stop on anomaly → AdamW → checkpoint → log    stop.rs adamw.rs
 //! ```
-//! The losses stand one per file: [`binary_rl`], [`opd`], [`anchor`], added in [`hybrid`]. Left out
+//! The losses stand one per file: [`binary_rl`] (with [`stepwise`] rewards), [`opd`], [`topk`] (with
+//! [`overlap`]), [`tail_kl`], [`full_kl`], [`sft`], [`anchor`], added in [`hybrid`]. Left out
 //! against the textbook: groups and baselines (one live reply per turn), several inner epochs, a
 //! value function, an entropy bonus, a learning-rate schedule. Measured recipe: eight prompts, two
 //! fresh replies each, ten updates at 1e-3 take held-out replies from 95 to about 30 tokens.
@@ -16,11 +17,18 @@ pub mod adamw;
 pub mod anchor;
 pub mod binary_rl;
 pub mod checkpoint;
+pub mod full_kl;
 pub mod hybrid;
 mod live;
 pub mod opd;
+pub mod overlap;
+pub mod sft;
+pub mod stepwise;
 pub mod stop;
 pub mod surrogate;
+pub mod tail_kl;
+pub mod teach;
+pub mod topk;
 pub mod update;
 
 use crate::compute::{Compute, ComputeError};
@@ -155,6 +163,10 @@ fn report(seen: &Measured, updates: u64) {
 #[cfg(test)]
 #[path = "train_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "losses_tests.rs"]
+mod losses;
 
 #[cfg(test)]
 #[path = "recipe_tests.rs"]

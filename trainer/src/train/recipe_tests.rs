@@ -73,14 +73,16 @@ fn recipe_on_a_real_model() {
             session_id: (*question).into(),
             generation: Generation::base(),
             prompt: renderer.prompt(path, &messages, None).unwrap(),
-            teacher: Some(renderer.prompt(path, &hinted, None).unwrap()),
+            teachers: vec![renderer.prompt(path, &hinted, None).unwrap()],
             response: replies[0].tokens.clone(),
             ended: replies[0].ended,
             reward: -1.0,
+            demonstration: None,
         }
     };
     let samples: Vec<Sample> = TRAIN.iter().zip(&live).map(sample).collect();
-    let teacher: Vec<Vec<u32>> = samples.iter().filter_map(|s| s.teacher.clone()).collect();
+    let teacher: Vec<Vec<u32>> =
+        samples.iter().filter_map(|s| s.teachers.first().cloned()).collect();
     show("teacher", &renderer, &compute.sample(None, &teacher, 2, &params).unwrap());
     let held_out = prompts(&renderer, &HELD_OUT);
     show("before", &renderer, &compute.sample(None, &held_out, 2, &params).unwrap());

@@ -3,8 +3,9 @@
 use super::*;
 use crate::compute::{CpuCompute, Sequence};
 use crate::sample::render::Renderer;
-use crate::testing::lab::{Lab, sample};
+use crate::testing::lab::{Lab, message, sample};
 use crate::testing::route_policy;
+use hone_shared::policy::{Loss, Support};
 use std::cell::Cell;
 
 struct Bench {
@@ -57,20 +58,22 @@ fn likelihood(compute: &mut CpuCompute, adapter: Option<&Lora>, of: &[Sequence])
     all.iter().sum::<f64>() / all.len() as f64
 }
 
-#[test]
-fn distillation_makes_the_hinted_teachers_replies_more_likely_without_the_hint() {
+/// ln p of the hinted teacher's replies without the hint, before and after training, and the
+/// metrics.
+fn distilled(edit: impl Fn(&mut TrainPolicy), hints: usize) -> (f64, f64, Vec<Measured>) {
     let mut bench = bench();
     let strong = |p: &mut TrainPolicy| {
         (p.updates, p.replies, p.weight_rl, p.kl_beta) = (12, 8, 0.0, 0.0);
+        edit(p);
     };
-    let plan = plan(&bench, strong, |_| {});
+    let plan = plan(&bench, strong, |s| s.teachers = vec![s.teachers[0].clone(); hints]);
     let params = crate::compute::SampleParams {
         temperature: 1.0,
         tokens_max: 12,
         eos: plan.eos.clone(),
         seed: 99,
     };
-    let hinted: Vec<Vec<u32>> = plan.samples.iter().filter_map(|s| s.teacher.clone()).collect();
+    let hinted: Vec<Vec<u32>> = plan.samples.iter().map(|s| s.teachers[0].clone()).collect();
     let groups = bench.compute.sample(None, &hinted, 40, &params).unwrap();
     let pairs = plan.samples.iter().zip(&groups);
     let teacher: Vec<Sequence> =
@@ -79,17 +82,69 @@ fn distillation_makes_the_hinted_teachers_replies_more_likely_without_the_hint()
     let files = work(&bench, "r");
     let adapter = done(train(&mut bench.compute, &plan, &files, &|| false).unwrap());
     let after = likelihood(&mut bench.compute, Some(&adapter), &teacher);
+    (before, after, files.metrics().unwrap())
+}
+
+#[test]
+fn distillation_makes_the_hinted_teachers_replies_more_likely_without_the_hint() {
+    let (before, after, lines) = distilled(|_| {}, 1);
     assert!(after > before, "ln p of the teacher's replies: {before} -> {after}");
-    let lines = files.metrics().unwrap();
     assert_eq!(lines.len(), 12);
     assert!(lines[11].log_ratio < lines[0].log_ratio, "{lines:?}");
+}
+
+#[test]
+fn every_loss_draws_the_student_to_the_hinted_teacher() {
+    let losses = [
+        (Loss::TopK, Support::Student),
+        (Loss::TopK, Support::Teacher),
+        (Loss::TopK, Support::Overlap),
+        (Loss::TopKTail, Support::Student),
+        (Loss::ForwardKl, Support::Student),
+        (Loss::ReverseKl, Support::Student),
+    ];
+    for (loss, support) in losses {
+        let edit = |p: &mut TrainPolicy| (p.loss, p.support, p.top_k) = (loss, support, 8);
+        let (before, after, lines) = distilled(edit, 2);
+        let (first, last) = (lines[0].log_ratio, lines[11].log_ratio);
+        println!(
+            "{loss:?} {support:?}: {before:.3} -> {after:.3}, distance {first:.4} -> {last:.4}"
+        );
+        // What both have among their likeliest says little about a random model's whole replies.
+        let whole = support != Support::Overlap;
+        assert!(after > before || !whole, "{loss:?} {support:?}: {before} -> {after}");
+        assert!(last < first, "{loss:?} {support:?}: {first} -> {last}");
+    }
+}
+
+#[test]
+fn a_demonstration_becomes_more_likely_and_needs_no_generation() {
+    let mut bench = bench();
+    let gone = Generation::parse(&"a".repeat(64)).unwrap();
+    let answer = bench.renderer.prompt("/v1/completions", &[message("user", "a hill")], None);
+    let answer = answer.unwrap();
+    let plan = plan(
+        &bench,
+        |_| {},
+        |s| {
+            (s.teachers, s.reward, s.generation) = (vec![], 0.0, gone.clone());
+            s.demonstration = Some(answer.clone());
+        },
+    );
+    let wanted: Vec<Sequence> = plan.samples.iter().map(|s| s.plain_with(&answer)).collect();
+    let before = likelihood(&mut bench.compute, None, &wanted);
+    let files = work(&bench, "r");
+    let adapter = done(train(&mut bench.compute, &plan, &files, &|| false).unwrap());
+    let after = likelihood(&mut bench.compute, Some(&adapter), &wanted);
+    assert!(after > before, "{before} -> {after}");
+    assert_eq!(files.metrics().unwrap()[0].tokens, (3 * answer.len()) as f64);
 }
 
 #[test]
 fn reward_alone_raises_what_was_approved_and_lowers_what_was_not() {
     for reward in [1.0, -1.0] {
         let mut bench = bench();
-        let plan = plan(&bench, |_| {}, |s| (s.teacher, s.reward) = (None, reward));
+        let plan = plan(&bench, |_| {}, |s| (s.teachers, s.reward) = (vec![], reward));
         let live: Vec<Sequence> = plan.samples.iter().map(Sample::plain).collect();
         let before = likelihood(&mut bench.compute, None, &live);
         let files = work(&bench, "r");

@@ -7,8 +7,9 @@
 //! was interrupted and is done again draws the same replies.
 
 use super::hybrid::{Evidence, Sums, Weights, gradient};
+use super::teach::{Lesson, teach};
 use super::{Plan, TrainError};
-use crate::compute::{Compute, Gradient, Rollout, SampleParams, Sequence};
+use crate::compute::{Compute, Gradient, Look, Rollout, SampleParams, Sequence, Sight};
 use hone_model::lora::Lora;
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +22,8 @@ pub struct Measured {
     pub loss: f64,
     /// Euclidean norm of the gradient before it is bounded.
     pub grad_norm: f64,
-    /// Mean |ln π_T − ln π_θ| per token that has a teacher, in nats.
+    /// Mean distance to the teacher per token that has one, in nats: |ln π_T − ln π_θ|, or the
+    /// divergence where the loss is one.
     pub log_ratio: f64,
     /// Mean k3 to the base per token that has a base value, in nats.
     pub kl: f64,
@@ -58,15 +60,16 @@ pub fn measure(
     if stop() {
         return Ok(None);
     }
-    let work = assemble(compute, plan, live, &fresh)?;
+    let work = assemble(compute, plan, student, live, &fresh)?;
     if stop() {
         return Ok(None);
     }
     let (weights, mut sums) = (Weights::of(&plan.policy), Sums::default());
     let total: f64 = work.sequences.iter().map(|s| s.response.len() as f64).sum();
+    let looks: Vec<Look> = work.evidence.iter().map(Evidence::look).collect();
     let Gradient { lora, .. } =
-        compute.gradient(student, &work.sequences, &mut |i, now: &[f32]| {
-            gradient(now, &work.evidence[i], &weights, total, &mut sums)
+        compute.differentiate(student, &work.sequences, &looks, &mut |i, seen: &Sight| {
+            gradient(seen, &work.evidence[i], &weights, total, &mut sums)
         })?;
     let measured = summarise(update, &lora, &sums, &fresh);
     Ok(Some((lora, measured)))
@@ -80,7 +83,7 @@ fn draw(
     update: u64,
 ) -> Result<Vec<(usize, Rollout)>, TrainError> {
     let hinted: Vec<usize> =
-        (0..plan.samples.len()).filter(|i| plan.samples[*i].teacher.is_some()).collect();
+        (0..plan.samples.len()).filter(|i| !plan.samples[*i].teachers.is_empty()).collect();
     if hinted.is_empty() || plan.policy.replies == 0 {
         return Ok(Vec::new());
     }
@@ -100,42 +103,55 @@ fn draw(
     Ok(flat.filter(|(_, rollout)| !rollout.tokens.is_empty()).collect())
 }
 
-/// Live and fresh replies, grouped by prompt so that the kernels can share the prefix, with the
-/// teacher's and the base's view of the fresh ones.
+/// Live and fresh replies and demonstrations, grouped by prompt so that the kernels can share the
+/// prefix, with the teacher's and the base's view of the fresh ones.
 fn assemble(
     compute: &mut dyn Compute,
     plan: &Plan,
+    student: &Lora,
     live: &[Evidence],
     fresh: &[(usize, Rollout)],
 ) -> Result<Work, TrainError> {
-    let plain = |(i, r): &(usize, Rollout)| plan.samples[*i].plain_with(&r.tokens);
-    let hinted = |(i, r): &(usize, Rollout)| plan.samples[*i].hinted_with(&r.tokens);
-    let forced: Vec<Sequence> = fresh.iter().filter_map(hinted).collect();
-    let teacher = compute.score(plan.teacher.as_ref(), &forced)?;
-    let own: Vec<Sequence> = fresh.iter().map(plain).collect();
+    let own: Vec<Sequence> =
+        fresh.iter().map(|(i, r)| plan.samples[*i].plain_with(&r.tokens)).collect();
+    let lessons: Vec<Lesson> =
+        fresh.iter().filter_map(|(i, r)| plan.samples[*i].lesson_with(&r.tokens)).collect();
+    let taught = teach(compute, &plan.policy, plan.teacher.as_ref(), Some(student), &lessons)?;
     let base = match plan.policy.kl_beta {
-        0.0 => None,
-        _ => Some(compute.score(None, &own)?),
+        0.0 => vec![None; own.len()],
+        _ => compute.score(None, &own)?.into_iter().map(Some).collect(),
     };
+    let mut drawn = own.into_iter().zip(taught).zip(base);
     let mut work = Work { sequences: Vec::new(), evidence: Vec::new() };
     let mut at = 0;
     for (i, sample) in plan.samples.iter().enumerate() {
-        work.sequences.push(sample.plain());
-        work.evidence.push(live[i].clone());
-        while at < fresh.len() && fresh[at].0 == i {
-            let evidence = Evidence {
-                old: None,
-                teacher: Some(teacher.get(at).cloned().unwrap_or_default()),
-                base: base.as_ref().map(|b| b.get(at).cloned().unwrap_or_default()),
-                reward: 0.0,
-            };
-            evidence.check(own[at].response.len())?;
-            work.sequences.push(own[at].clone());
-            work.evidence.push(evidence);
+        if sample.judges_the_reply() {
+            work.push(sample.plain(), live[i].clone())?;
+        }
+        if let Some(demonstration) = &sample.demonstration {
+            let evidence = Evidence { demonstration: true, ..Evidence::default() };
+            work.push(sample.plain_with(demonstration), evidence)?;
+        }
+        while fresh.get(at).is_some_and(|(of, _)| *of == i) {
+            let want = fresh.len();
+            let missing = TrainError::Scores { what: "fresh replies", want, got: at };
+            let ((sequence, teaching), base) = drawn.next().ok_or(missing)?;
+            let teacher = Some(teaching);
+            work.push(sequence, Evidence { teacher, base, ..Evidence::default() })?;
             at += 1;
         }
     }
     Ok(work)
+}
+
+impl Work {
+    /// Adds a reply with what is known about it, if that fits.
+    fn push(&mut self, sequence: Sequence, evidence: Evidence) -> Result<(), TrainError> {
+        evidence.check(sequence.response.len())?;
+        self.sequences.push(sequence);
+        self.evidence.push(evidence);
+        Ok(())
+    }
 }
 
 fn summarise(update: u64, lora: &Lora, sums: &Sums, fresh: &[(usize, Rollout)]) -> Measured {
