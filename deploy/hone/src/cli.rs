@@ -281,6 +281,9 @@ pub enum Bench {
     /// Tokens per second of scoring, training and sampling, beside PyTorch + PEFT where a Python
     /// with them is given.
     Trainer(BenchTrainerArgs),
+    /// Sessions until a scripted user is content, for every way of learning, beside no learning and
+    /// beside remembering the corrections in the prompt.
+    Learning(BenchLearningArgs),
     /// A pingora proxy that does nothing else: the yardstick that `bench proxy` starts.
     #[command(hide = true)]
     PlainProxy(PlainProxyArgs),
@@ -338,6 +341,34 @@ pub struct BenchTrainerArgs {
     /// A Python that has torch, transformers and peft, to compare with.
     #[arg(long)]
     pub python: Option<PathBuf>,
+    /// Threads (0: as many as there are cores).
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hone bench learning`
+#[derive(Debug, Clone, Args)]
+pub struct BenchLearningArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Model to learn with.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub model: String,
+    /// Only these methods [default: all].
+    #[arg(long, value_delimiter = ',')]
+    pub methods: Vec<String>,
+    /// Lives per method.
+    #[arg(long, default_value_t = 3)]
+    pub seeds: u64,
+    /// Sessions of one life at most.
+    #[arg(long, default_value_t = 24)]
+    pub sessions: usize,
+    /// File of finished lives, one JSON object per line; what is in it is not done again.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
     /// Threads (0: as many as there are cores).
     #[arg(long, default_value_t = 0)]
     pub threads: usize,

@@ -58,6 +58,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Backend(args) => serve::backend(args),
         Command::Bench(Bench::Proxy(args)) => bench::proxy::run(args),
         Command::Bench(Bench::Trainer(args)) => bench::trainer::run(args),
+        Command::Bench(Bench::Learning(args)) => bench::learning::run(&args),
         Command::Bench(Bench::PlainProxy(args)) => bench::plain::run(args),
     }
 }

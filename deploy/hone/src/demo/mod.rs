@@ -5,11 +5,11 @@
 //! watches which generation the alias names, and counts. Nothing here trains, and the held-out
 //! questions are never corrected.
 
-mod client;
+pub mod client;
 mod measure;
-mod questions;
+pub mod questions;
 mod report;
-mod user;
+pub mod user;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

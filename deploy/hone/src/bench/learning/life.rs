@@ -1,0 +1,402 @@
+//! One life of a model with one user: sessions, corrections, rounds, and what became of it.
+//!
+//! A session is one question and, if the answer breaks the user's rule, one correction. As soon as
+//! there are enough samples they are trained on, with the same code and the same policy as a round;
+//! the result is used at once (no gate: the comparison shall show also what a gate would refuse).
+//!
+//! Invariant: the questions of the final measurement are never asked before it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow, bail};
+use hone_model::lora::Lora;
+use hone_shared::policy::{PolicySet, RoutePolicy, Teacher};
+use hone_shared::turn::{Generation, TurnId};
+use hone_trainer::compute::{Compute, Rollout, SampleParams, Sequence};
+use hone_trainer::sample::render::Renderer;
+use hone_trainer::sample::{Sample, hint};
+use hone_trainer::train::{self, Plan, TrainEnd};
+use hone_trainer::work::WorkDir;
+use hone_trainer::workshop::cpu_kernels;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::method::{Kind, Method};
+use crate::cli::UsageError;
+use crate::demo::client::Reply;
+use crate::demo::questions::{ASKED, HELD_OUT};
+use crate::demo::user;
+
+/// Samples that start a round, approvals included.
+const ROUND_SAMPLES: usize = 4;
+/// Content answers in a row that end the user's patience test.
+const CONTENT_IN_A_ROW: usize = 3;
+/// Questions kept for the final measurement.
+const UNSEEN: usize = 12;
+/// Corrections that a remembering prompt carries at most, newest last.
+const REMEMBERED_MAX: usize = 3;
+/// Seeds of the final measurement start here, above those of sessions.
+const UNSEEN_SEED: u64 = 5_000;
+const PATH: &str = "/v1/chat/completions";
+const ROUTE: &str = "chat";
+
+/// What became of one life: a line of the results file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Life {
+    /// Name of the method.
+    pub method: String,
+    /// Seed of questions, replies and training.
+    pub seed: u64,
+    /// Per session: whether the user was content with the first answer.
+    pub sessions: Vec<bool>,
+    /// The session, from 1, with which the user had been content three times in a row.
+    pub content_at: Option<usize>,
+    /// Share of unseen questions whose answer keeps the user's rule.
+    pub unseen_rule_share: f64,
+    /// Nats per token that the base's own neutral replies became less likely.
+    pub forgotten_nats: f64,
+    /// Corrections given.
+    pub corrections: usize,
+    /// Optimiser updates made.
+    pub updates: usize,
+    /// Seconds of training.
+    pub train_seconds: f64,
+}
+
+/// Where lives are lived: one base model for all.
+pub struct Nursery {
+    compute: Box<dyn Compute>,
+    renderer: Renderer,
+    threads: usize,
+    sessions_max: usize,
+}
+
+/// What changes during a life.
+struct State {
+    kind: Kind,
+    student: Option<Lora>,
+    remembered: Vec<String>,
+    samples: Vec<Sample>,
+    rounds: u64,
+    life: Life,
+}
+
+/// The policies of a life.
+struct Rules {
+    route: Arc<RoutePolicy>,
+    hint_label: String,
+    neutral_prompts: Vec<String>,
+}
+
+impl Nursery {
+    /// Loads the model. `threads` 0: all.
+    pub fn open(dir: &Path, threads: usize, sessions_max: usize) -> anyhow::Result<Self> {
+        let most = ASKED.len() + HELD_OUT.len() - UNSEEN;
+        if sessions_max == 0 || sessions_max > most {
+            bail!(UsageError(format!("--sessions: from 1 to {most}")));
+        }
+        let builtin = PolicySet::builtin()?;
+        let precision = builtin.route(ROUTE).context("no chat route")?.train.precision;
+        let compute = cpu_kernels()(dir, threads, precision)?;
+        Ok(Self { compute, renderer: Renderer::from_dir(dir)?, threads, sessions_max })
+    }
+
+    /// Lives one life.
+    pub fn live(&mut self, method: &Method, seed: u64) -> anyhow::Result<Life> {
+        let rules = Rules::of(&method.policies(seed, self.threads)?)?;
+        let (asked, unseen) = questions(seed);
+        let mut state = State::new(method, seed);
+        for (at, question) in asked.iter().take(self.sessions_max).enumerate() {
+            self.session(&mut state, &rules, question, at as u64)?;
+            if state.is_content() {
+                state.life.content_at = Some(at + 1);
+                break;
+            }
+        }
+        let mut kept = 0;
+        for (at, question) in unseen.iter().enumerate() {
+            let prompt = self.prompt(&state, &rules, question)?;
+            let said = self.draw(&state, &rules, prompt, UNSEEN_SEED + at as u64)?;
+            kept += usize::from(user::is_content(&self.reply(&said)));
+        }
+        state.life.unseen_rule_share = kept as f64 / unseen.len() as f64;
+        state.life.forgotten_nats = self.forgotten(&state, &rules)?;
+        Ok(state.life)
+    }
+
+    /// One question, its answer, what the user says to it, and the round that may start then.
+    fn session(
+        &mut self,
+        state: &mut State,
+        rules: &Rules,
+        question: &str,
+        at: u64,
+    ) -> anyhow::Result<()> {
+        let prompt = self.prompt(state, rules, question)?;
+        let said = self.draw(state, rules, prompt.clone(), at)?;
+        let reply = self.reply(&said);
+        let content = user::is_content(&reply);
+        state.life.sessions.push(content);
+        let words = (!content).then(|| user::correction(at as usize, &reply));
+        state.life.corrections += usize::from(words.is_some());
+        match (state.kind, &words) {
+            (Kind::Ignored, _) | (Kind::Remembered, None) => {}
+            (Kind::Remembered, Some(words)) => state.remember(hint::instruction(words)),
+            (Kind::Learned, words) => {
+                let sample = self.sample(state, rules, question, prompt, said, words.as_deref())?;
+                state.samples.extend(sample);
+            }
+        }
+        if state.samples.len() >= ROUND_SAMPLES {
+            self.round(state, rules)?;
+        }
+        Ok(())
+    }
+
+    /// What a judged turn gives to learn from under the policy's weights; `None`: nothing.
+    fn sample(
+        &self,
+        state: &State,
+        rules: &Rules,
+        question: &str,
+        prompt: Vec<u32>,
+        said: Rollout,
+        words: Option<&str>,
+    ) -> anyhow::Result<Option<Sample>> {
+        let train = &rules.route.train;
+        let teacher = match words.filter(|_| train.weight_opd > 0.0) {
+            None => None,
+            Some(words) => {
+                let hinted = hint::enhance(&[asks(question)], &rules.hint_label, words);
+                Some(self.render(&hinted)?)
+            }
+        };
+        let verdict = if words.is_some() { -1.0 } else { 1.0 };
+        let reward = if train.weight_rl > 0.0 { verdict } else { 0.0 };
+        if teacher.is_none() && reward == 0.0 {
+            return Ok(None);
+        }
+        let turn_id = TurnId(uuid::Uuid::now_v7());
+        Ok(Some(Sample {
+            turn_id,
+            session_id: turn_id.to_string(),
+            generation: state.generation()?,
+            prompt,
+            teacher,
+            response: said.tokens,
+            ended: said.ended,
+            reward,
+        }))
+    }
+
+    /// Trains on what has come together, with the trainer's own code.
+    fn round(&mut self, state: &mut State, rules: &Rules) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut policy = rules.route.train.clone();
+        policy.seed = policy.seed.wrapping_mul(1_000).wrapping_add(state.rounds);
+        let generation = state.generation()?;
+        let plan = Plan {
+            samples: std::mem::take(&mut state.samples),
+            start: state.student.clone().filter(|_| policy.warm_start),
+            teacher: state.student.clone().filter(|_| policy.teacher == Teacher::Incumbent),
+            servers: state.student.iter().map(|own| (generation.clone(), own.clone())).collect(),
+            model: self.renderer.model.clone(),
+            eos: self.renderer.eos().to_vec(),
+            policy,
+        };
+        let dir = tempfile::tempdir().context("no temporary directory")?;
+        let work = WorkDir::open(dir.path(), "round")?;
+        match train::train(self.compute.as_mut(), &plan, &work, &|| false)? {
+            TrainEnd::Done(candidate) => state.student = Some(candidate),
+            TrainEnd::Stopped(reason) => tracing::warn!(reason, "a round stopped by itself"),
+            TrainEnd::Interrupted => bail!("a round was interrupted"),
+        }
+        state.rounds += 1;
+        state.life.updates += work.metrics()?.len();
+        state.life.train_seconds += begun.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Nats per token that the base's own answers to neutral prompts are less likely now.
+    fn forgotten(&mut self, state: &State, rules: &Rules) -> anyhow::Result<f64> {
+        let mut sequences = Vec::new();
+        for question in &rules.neutral_prompts {
+            let plain = self.render(&[asks(question)])?;
+            let params = self.params(rules, state.life.seed);
+            let base = self.compute.sample(None, &[plain], 1, &params)?;
+            let said = base.into_iter().flatten().next().context("no reply was drawn")?;
+            let prompt = self.prompt(state, rules, question)?;
+            sequences.push((self.render(&[asks(question)])?, prompt, said.tokens));
+        }
+        let of = |own: bool| -> Vec<Sequence> {
+            let each = sequences.iter().map(|(plain, prompt, response)| Sequence {
+                prompt: if own { prompt.clone() } else { plain.clone() },
+                response: response.clone(),
+            });
+            each.collect()
+        };
+        let base = self.compute.score(None, &of(false))?;
+        let own = self.compute.score(state.student.as_ref(), &of(true))?;
+        let pairs = base.iter().flatten().zip(own.iter().flatten());
+        let (sum, tokens) =
+            pairs.fold((0.0, 0), |(sum, n), (b, o)| (sum + f64::from(*b) - f64::from(*o), n + 1));
+        Ok(sum / f64::from(tokens.max(1)))
+    }
+
+    fn draw(
+        &mut self,
+        state: &State,
+        rules: &Rules,
+        prompt: Vec<u32>,
+        salt: u64,
+    ) -> anyhow::Result<Rollout> {
+        let params = self.params(rules, state.life.seed.wrapping_mul(10_000).wrapping_add(salt));
+        let drawn = self.compute.sample(state.student.as_ref(), &[prompt], 1, &params)?;
+        drawn.into_iter().flatten().next().context("no reply was drawn")
+    }
+
+    fn params(&self, rules: &Rules, seed: u64) -> SampleParams {
+        let train = &rules.route.train;
+        SampleParams {
+            temperature: train.temperature as f32,
+            tokens_max: train.reply_tokens_max,
+            eos: self.renderer.eos().to_vec(),
+            seed,
+        }
+    }
+
+    /// The prompt as the user's client would send it: with what it remembers, if it remembers.
+    fn prompt(&self, state: &State, rules: &Rules, question: &str) -> anyhow::Result<Vec<u32>> {
+        let mut messages = vec![asks(question)];
+        if !state.remembered.is_empty() {
+            let words = state.remembered.join(" ");
+            messages = hint::enhance(&messages, &rules.hint_label, &words);
+        }
+        self.render(&messages)
+    }
+
+    fn render(&self, messages: &[Value]) -> anyhow::Result<Vec<u32>> {
+        self.renderer.prompt(PATH, messages, None).map_err(|reason| anyhow!("a prompt: {reason}"))
+    }
+
+    fn reply(&self, said: &Rollout) -> Reply {
+        let text = self.renderer.text(&said.tokens);
+        let tokens = said.tokens.len() as u64;
+        Reply { text, tokens, ended: said.ended, generation: String::new() }
+    }
+}
+
+impl Rules {
+    fn of(policies: &PolicySet) -> anyhow::Result<Self> {
+        let route = policies.route(ROUTE).context("no chat route")?.clone();
+        let judge = policies.judges.get(&route.judge).context("no chat judge")?;
+        let gate = policies.gates.get(&route.gate).context("no chat gate")?;
+        let (hint_label, neutral_prompts) =
+            (judge.hint.label.clone(), gate.neutral_prompts.clone());
+        Ok(Self { route, hint_label, neutral_prompts })
+    }
+}
+
+impl State {
+    fn new(method: &Method, seed: u64) -> Self {
+        let life = Life {
+            method: method.name.to_owned(),
+            seed,
+            sessions: Vec::new(),
+            content_at: None,
+            unseen_rule_share: 0.0,
+            forgotten_nats: 0.0,
+            corrections: 0,
+            updates: 0,
+            train_seconds: 0.0,
+        };
+        Self {
+            kind: method.kind,
+            student: None,
+            remembered: Vec::new(),
+            samples: Vec::new(),
+            rounds: 0,
+            life,
+        }
+    }
+
+    /// The last sessions were all content.
+    fn is_content(&self) -> bool {
+        let mut last = self.life.sessions.iter().rev().take(CONTENT_IN_A_ROW);
+        self.life.sessions.len() >= CONTENT_IN_A_ROW && last.all(|content| *content)
+    }
+
+    fn remember(&mut self, words: String) {
+        self.remembered.retain(|known| *known != words);
+        self.remembered.push(words);
+        if self.remembered.len() > REMEMBERED_MAX {
+            self.remembered.remove(0);
+        }
+    }
+
+    /// A name for what answers now; every round makes a new one.
+    fn generation(&self) -> anyhow::Result<Generation> {
+        match self.student {
+            None => Ok(Generation::base()),
+            Some(_) => Ok(Generation::parse(&format!("{:064x}", self.rounds))?),
+        }
+    }
+}
+
+fn asks(question: &str) -> Value {
+    json!({"role": "user", "content": question})
+}
+
+/// The questions of a life in its order, and those that are kept for its end.
+fn questions(seed: u64) -> (Vec<&'static str>, Vec<&'static str>) {
+    let mut all: Vec<&str> = ASKED.iter().chain(&HELD_OUT).copied().collect();
+    all.shuffle(&mut StdRng::seed_from_u64(seed));
+    let unseen = all.split_off(all.len() - UNSEEN);
+    (all, unseen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::method::METHODS;
+    use super::*;
+
+    #[test]
+    fn the_final_questions_are_never_asked_before() {
+        for seed in 0..20 {
+            let (asked, unseen) = questions(seed);
+            assert_eq!(asked.len() + unseen.len(), ASKED.len() + HELD_OUT.len());
+            assert!(unseen.iter().all(|question| !asked.contains(question)), "seed {seed}");
+        }
+        assert_ne!(questions(1).0, questions(2).0);
+    }
+
+    #[test]
+    fn three_content_answers_in_a_row_are_contentment_and_no_fewer() {
+        let mut state = State::new(&METHODS[0], 1);
+        for (content, end) in [
+            (true, false),
+            (true, false),
+            (false, false),
+            (true, false),
+            (true, false),
+            (true, true),
+        ] {
+            state.life.sessions.push(content);
+            assert_eq!(state.is_content(), end, "{:?}", state.life.sessions);
+        }
+    }
+
+    #[test]
+    fn the_memory_keeps_the_newest_wishes_once() {
+        let mut state = State::new(&METHODS[1], 1);
+        for words in ["a", "b", "a", "c", "d"] {
+            state.remember(words.into());
+        }
+        assert_eq!(state.remembered, ["a", "c", "d"]);
+    }
+}

@@ -1,0 +1,105 @@
+//! The comparison: one row per method, means over its seeds.
+
+use serde::Serialize;
+
+use super::life::Life;
+use super::method::Method;
+
+/// One method. Field names are the `--json` contract.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    pub method: String,
+    pub seeds: usize,
+    /// Mean session at which the user had been content three times in a row; a life that never got
+    /// there counts as its last session.
+    pub sessions_mean: f64,
+    /// Lives that never got there.
+    pub never: usize,
+    /// Share of replies to questions that were never asked before that keep the user's rule.
+    pub unseen_rule_share: f64,
+    /// Nats per token that the base's own neutral replies became less likely.
+    pub forgotten_nats: f64,
+    /// Corrections that the user had to give.
+    pub corrections_mean: f64,
+    /// Seconds of training.
+    pub train_seconds_mean: f64,
+}
+
+/// Rows in the order of `methods`; methods without lives have none.
+pub fn rows(lives: &[Life], methods: &[Method]) -> Vec<Row> {
+    let of = |method: &Method| {
+        let own: Vec<&Life> = lives.iter().filter(|life| life.method == method.name).collect();
+        (!own.is_empty()).then(|| row(method.name, &own))
+    };
+    methods.iter().filter_map(of).collect()
+}
+
+fn row(method: &str, lives: &[&Life]) -> Row {
+    let mean = |figure: &dyn Fn(&Life) -> f64| {
+        lives.iter().map(|life| figure(life)).sum::<f64>() / lives.len() as f64
+    };
+    Row {
+        method: method.to_owned(),
+        seeds: lives.len(),
+        sessions_mean: mean(&|life| life.content_at.unwrap_or(life.sessions.len()) as f64),
+        never: lives.iter().filter(|life| life.content_at.is_none()).count(),
+        unseen_rule_share: mean(&|life| life.unseen_rule_share),
+        forgotten_nats: mean(&|life| life.forgotten_nats),
+        corrections_mean: mean(&|life| life.corrections as f64),
+        train_seconds_mean: mean(&|life| life.train_seconds),
+    }
+}
+
+/// The table that people read.
+pub fn table(rows: &[Row]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+    table.set_header([
+        "method",
+        "seeds",
+        "sessions until content",
+        "never",
+        "unseen questions: keeps the rule",
+        "forgotten, nats/token",
+        "corrections",
+        "training, s",
+    ]);
+    for row in rows {
+        table.add_row([
+            row.method.clone(),
+            row.seeds.to_string(),
+            format!("{:.1}", row.sessions_mean),
+            row.never.to_string(),
+            format!("{:.0} %", row.unseen_rule_share * 100.0),
+            format!("{:.3}", row.forgotten_nats),
+            format!("{:.1}", row.corrections_mean),
+            format!("{:.0}", row.train_seconds_mean),
+        ]);
+    }
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::method::METHODS;
+    use super::*;
+
+    #[test]
+    fn a_life_that_never_got_there_counts_as_its_last_session() {
+        let life = |seed, content_at, sessions| Life {
+            method: "opd".into(),
+            seed,
+            sessions: vec![false; sessions],
+            content_at,
+            unseen_rule_share: 0.5,
+            forgotten_nats: 0.1,
+            corrections: 4,
+            updates: 10,
+            train_seconds: 2.0,
+        };
+        let rows = rows(&[life(1, Some(6), 6), life(2, None, 24)], METHODS);
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].sessions_mean, rows[0].never), (15.0, 1));
+        assert!(table(&rows).contains("opd"));
+    }
+}
