@@ -169,16 +169,13 @@ impl Nursery {
         words: Option<&str>,
     ) -> anyhow::Result<Option<Sample>> {
         let train = &rules.route.train;
-        let teacher = match words.filter(|_| train.weight_opd > 0.0) {
-            None => None,
-            Some(words) => {
-                let hinted = hint::enhance(&[asks(question)], &rules.hint_label, words);
-                Some(self.render(&hinted)?)
-            }
-        };
+        let hint = words.filter(|_| train.weight_opd > 0.0);
+        let hinted = hint
+            .map(|words| self.render(&hint::enhance(&[asks(question)], &rules.hint_label, words)));
+        let teachers: Vec<Vec<u32>> = hinted.into_iter().collect::<anyhow::Result<_>>()?;
         let verdict = if words.is_some() { -1.0 } else { 1.0 };
         let reward = if train.weight_rl > 0.0 { verdict } else { 0.0 };
-        if teacher.is_none() && reward == 0.0 {
+        if teachers.is_empty() && reward == 0.0 {
             return Ok(None);
         }
         let turn_id = TurnId(uuid::Uuid::now_v7());
@@ -187,10 +184,11 @@ impl Nursery {
             session_id: turn_id.to_string(),
             generation: state.generation()?,
             prompt,
-            teacher,
+            teachers,
             response: said.tokens,
             ended: said.ended,
             reward,
+            demonstration: None,
         }))
     }
 

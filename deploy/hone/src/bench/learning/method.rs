@@ -40,6 +40,10 @@ pub const METHODS: &[Method] = &[
     learned("opd", &[("weight_opd", "1.0"), ("weight_rl", "0.0")]),
     learned("hybrid", &[("weight_opd", "1.0"), ("weight_rl", "0.2")]),
     learned("hybrid-1-1", &[("weight_opd", "1.0"), ("weight_rl", "1.0")]),
+    learned("hybrid-top-k", &[("loss", "\"top_k\"")]),
+    learned("hybrid-top-k-tail", &[("loss", "\"top_k_tail\""), ("top_k", "50")]),
+    learned("hybrid-forward-kl", &[("loss", "\"forward_kl\"")]),
+    learned("hybrid-reverse-kl", &[("loss", "\"reverse_kl\"")]),
 ];
 
 /// The methods of these names, or all.
