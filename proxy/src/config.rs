@@ -10,8 +10,10 @@ use std::path::PathBuf;
 use hone_shared::data_dir::DataDir;
 use serde::{Deserialize, Serialize};
 
+mod feedback;
 mod file;
 
+pub use feedback::{Answer, FeedbackConfig, FeedbackFile};
 pub use file::{ConfigFileError, ProxyFile, check};
 
 use crate::pem::KeyFiles;
@@ -126,6 +128,8 @@ pub struct ProxyConfig {
     /// Where turns are spooled while the spool in the data directory is full or cannot be written;
     /// best on another disk. `None`: `<data>/reserve`.
     pub reserve: Option<PathBuf>,
+    /// How feedback is answered.
+    pub feedback: FeedbackConfig,
     /// All other bounds.
     pub limits: Limits,
 }
@@ -153,6 +157,7 @@ impl ProxyConfig {
             admin_token_file: None,
             admin_hosts: Vec::new(),
             reserve: None,
+            feedback: FeedbackConfig::default(),
             limits: Limits::default(),
         }
     }
@@ -247,6 +252,10 @@ pub struct Limits {
     pub traffic_tenants_max: usize,
     /// Bytes that all captures in flight may hold together; beyond it captures are cut and marked.
     pub capture_bytes_max: u64,
+    /// Largest body of feedback; a larger one is answered with 413.
+    pub feedback_body_bytes_max: usize,
+    /// Pieces of feedback of one tenant per minute; all without a credential are one tenant.
+    pub feedback_per_minute_max: u64,
     /// How long the rest of a request body is read, for the record, when the engine cannot be
     /// reached.
     pub rest_read_ms: u64,
@@ -315,6 +324,8 @@ impl Default for Limits {
             tls_handshake_ms: 10_000,
             traffic_tenants_max: 65_536,
             capture_bytes_max: 256 << 20,
+            feedback_body_bytes_max: 64 << 10,
+            feedback_per_minute_max: 600,
             rest_read_ms: 5_000,
             spool_queue_records_max: 65_536,
             spool_queue_bytes_max: 256 << 20,

@@ -5,7 +5,7 @@
 //! A request passes [`admit`] (may it pass, who sent it) → [`route`] (which policy, which
 //! generation: pinned) → [`tap`] (its bytes are copied as they pass) → [`upstream`] (the engine).
 //! [`service`] is that order as code.
-//! * [`limit`]: how much each tenant may send. [`pem`]: certificates from files.
+//! * [`feedback`]: what people say about answers, taken here. [`limit`]: how much each tenant may send. [`pem`]: certificates from files.
 //! * [`listen`]: the accept loop and its graceful end. [`run`](mod@run): start and end of the
 //!   process.
 //! * [`upgrade`]: a new program takes the listeners of the running one over.
@@ -20,6 +20,7 @@ pub mod admin;
 pub mod admit;
 pub mod config;
 pub mod error;
+pub mod feedback;
 pub mod ingest;
 pub mod limit;
 pub mod listen;

@@ -35,6 +35,7 @@ use crate::admin::tokens::Tokens;
 use crate::admin::{self, Operator, guard};
 use crate::config::{ProxyConfig, Upstream};
 use crate::error::ProxyError;
+use crate::feedback::Desk;
 use crate::ingest::{Ingest, IngestConfig, Observer, Policies};
 use crate::limit::Limiter;
 use crate::listen::Listening;
@@ -115,6 +116,7 @@ struct Parts {
     ingest: Arc<Ingest>,
     counters: Arc<Counters>,
     genai: Arc<GenAi>,
+    feedback: Arc<Desk>,
     engines: Arc<Engines>,
     limiter: Arc<Limiter>,
     tunnels: Arc<Tunnels>,
@@ -148,6 +150,8 @@ impl Parts {
         let recorder = Recorder::new(spool, cfg.limits.capture_bytes_max);
         let (ingest, counters) = (Arc::new(ingest), Arc::new(Counters::default()));
         let limiter = Limiter::new(cfg.limits.traffic_tenants_max);
+        let (taking, limits) = (Arc::clone(&recorder), &cfg.limits);
+        let feedback = Desk::new(cfg.feedback.clone(), limits, taking, Arc::clone(&limiter));
         let tunnels = Arc::new(Tunnels::default());
         Ok(Self {
             watches,
@@ -155,6 +159,7 @@ impl Parts {
             ingest,
             counters,
             genai,
+            feedback,
             engines,
             limiter,
             tunnels,
@@ -242,6 +247,7 @@ impl Parts {
             ingest: Arc::clone(&self.ingest),
             counters: Arc::clone(&self.counters),
             genai: Arc::clone(&self.genai),
+            feedback: Arc::clone(&self.feedback),
             tls: self.tls.clone(),
             engines: Arc::clone(&self.engines),
             limiter: Arc::clone(&self.limiter),
@@ -287,6 +293,7 @@ impl Parts {
             tunnels: Arc::clone(&self.tunnels),
             recorder: Arc::clone(&self.recorder),
             counters: Arc::clone(&self.counters),
+            feedback: Arc::clone(&self.feedback),
             names: Names::new(&self.secret),
         };
         let mut proxy = http_proxy(&Arc::new(conf), service);

@@ -24,6 +24,7 @@ use crate::admin::counters::{Counters, InFlight};
 use crate::admit::reply::{self, Fault};
 use crate::admit::{self, Admission, headers};
 use crate::config::Limits;
+use crate::feedback::{self, Desk};
 use crate::limit::{Limiter, Permit};
 use crate::route;
 use crate::swap::Watches;
@@ -50,6 +51,8 @@ pub struct Service {
     pub recorder: Arc<Recorder>,
     /// What is counted.
     pub counters: Arc<Counters>,
+    /// Where feedback is taken.
+    pub feedback: Arc<Desk>,
     /// Keys the names of tenants.
     pub names: Names,
 }
@@ -169,6 +172,12 @@ impl ProxyHttp for Service {
                 return Ok(true);
             }
         };
+        if let Some(shape) = self.feedback.takes(session.req_header(), &self.watches) {
+            let names = &self.names;
+            ctx.fault = feedback::answer(&self.feedback, names, session, shape, admission).await?;
+            ctx.gauge.answered(ctx.fault.map_or(StatusCode::ACCEPTED.as_u16(), |f| f.status));
+            return Ok(true);
+        }
         ctx.fresh = match admission.content_length {
             Some(bytes) => bytes > self.limits.upstream_replay_bytes_max,
             None => !session.is_body_empty(),

@@ -9,6 +9,7 @@
 //!   turn.
 //! * [`store`]: the SQLite database of turns, links, verdicts and rounds.
 //! * [`toggle`]: a route's learning mode, changed at run time, with an audit row.
+//! * [`feedback`]: what people and programs say about an answer or an episode.
 //! * `wire`: parsers of request and response bodies. `link`: which turn a request continues.
 //! * `policy`: the TOML files that say what is learned. `registry`: adapter generations and
 //!   aliases.
@@ -17,6 +18,7 @@
 
 pub mod clock;
 pub mod data_dir;
+pub mod feedback;
 pub mod forget;
 pub mod link;
 pub mod next_state;

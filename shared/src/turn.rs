@@ -14,6 +14,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::feedback::Feedback;
+
 /// Header names (lower case) with their values, in wire order.
 pub type Headers = Vec<(String, String)>;
 
@@ -28,7 +30,7 @@ pub enum TurnError {
         /// The text that was found.
         found: String,
     },
-    /// The record kind is none of 1 (begin), 2 (done), 3 (gap).
+    /// The record kind is none of 1 (begin), 2 (done), 3 (gap), 4 (feedback).
     #[error("record kind {0} is unknown")]
     UnknownKind(u8),
     /// The payload ends before its meta does.
@@ -104,7 +106,6 @@ macro_rules! words {
         }
     };
 }
-
 pub(crate) use words;
 
 /// Learning mode of a route.
@@ -379,7 +380,7 @@ pub struct Gap {
 }
 
 /// One record of the spool.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Record {
     /// The request half of a turn.
     Begin(Begin),
@@ -387,24 +388,28 @@ pub enum Record {
     Done(Done),
     /// A note about turns that were dropped.
     Gap(Gap),
+    /// What somebody said about a turn or a session.
+    Feedback(Box<Feedback>),
 }
 
 impl Record {
-    /// The number of the kind in a spool frame: 1 begin, 2 done, 3 gap.
+    /// The number of the kind in a spool frame: 1 begin, 2 done, 3 gap, 4 feedback.
     pub fn kind(&self) -> u8 {
         match self {
             Self::Begin(_) => 1,
             Self::Done(_) => 2,
             Self::Gap(_) => 3,
+            Self::Feedback(_) => 4,
         }
     }
 
-    /// The turn that the record belongs to; the nil id for a gap.
+    /// The turn that the record belongs to; the nil id for a gap; of feedback, its own id.
     pub fn turn_id(&self) -> TurnId {
         match self {
             Self::Begin(begin) => begin.turn_id,
             Self::Done(done) => done.turn_id,
             Self::Gap(_) => TurnId(Uuid::nil()),
+            Self::Feedback(feedback) => TurnId(feedback.id.0),
         }
     }
 
@@ -417,6 +422,7 @@ impl Record {
             Self::Begin(b) => 512 + b.body.len() + b.path.len() + of(&b.headers),
             Self::Done(d) => 256 + d.body.len() + of(&d.headers),
             Self::Gap(g) => 64 + g.route.len(),
+            Self::Feedback(feedback) => feedback.weight_bytes(),
         }
     }
 
@@ -433,6 +439,7 @@ impl Record {
             Self::Begin(begin) => (serde_json::to_vec(begin), Some(&begin.body)),
             Self::Done(done) => (serde_json::to_vec(done), Some(&done.body)),
             Self::Gap(gap) => (serde_json::to_vec(gap), None),
+            Self::Feedback(feedback) => (serde_json::to_vec(feedback), None),
         };
         // Strings, numbers and lists of them always serialise; an empty meta would be refused by
         // `decode`.
@@ -456,6 +463,7 @@ impl Record {
             1 => Ok(Self::Begin(Begin { body, ..serde_json::from_slice(meta)? })),
             2 => Ok(Self::Done(Done { body, ..serde_json::from_slice(meta)? })),
             3 => Ok(Self::Gap(serde_json::from_slice(meta)?)),
+            4 => Ok(Self::Feedback(serde_json::from_slice(meta)?)),
             _ => Err(TurnError::UnknownKind(kind)),
         }
     }

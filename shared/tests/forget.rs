@@ -163,7 +163,7 @@ impl Place {
 fn verdict(turn_id: TurnId, child: TurnId, hint: &str) -> VerdictRow {
     VerdictRow {
         turn_id,
-        child,
+        child: Some(child),
         verdict: -1,
         source: "rule:correction".into(),
         reason: format!("the user says {hint}"),

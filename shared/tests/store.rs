@@ -69,7 +69,7 @@ fn conversation() -> (IngestTurn, IngestTurn) {
 fn verdict(turn_id: TurnId, child: TurnId, verdict: i8, hints: &[&str]) -> VerdictRow {
     VerdictRow {
         turn_id,
-        child,
+        child: Some(child),
         verdict,
         source: "rule:correction".into(),
         reason: "the user says no".into(),

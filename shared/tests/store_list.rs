@@ -41,7 +41,7 @@ fn said(text: &str) -> Value {
 fn judge(store: &Store, turn: TurnId, verdict: i8) {
     let row = VerdictRow {
         turn_id: turn,
-        child: turn,
+        child: Some(turn),
         verdict,
         source: "rule:test".into(),
         reason: String::new(),

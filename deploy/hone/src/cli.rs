@@ -47,6 +47,8 @@ pub enum Command {
     Audit(AuditArgs),
     /// Show what was recorded.
     Turns(TurnsArgs),
+    /// Say what an answer or an episode was worth.
+    Feedback(crate::feedback::FeedbackArgs),
     /// Remove a session, a tenant, a turn or a text, and everything that was learned from it.
     Forget(crate::forget::ForgetArgs),
     /// Obtain and list models.

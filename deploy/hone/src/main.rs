@@ -7,6 +7,7 @@ mod audit;
 mod bench;
 mod cli;
 mod demo;
+mod feedback;
 mod forget;
 mod logging;
 mod model;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Route(args) => route::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Turns(args) => turns::run(&args),
+        Command::Feedback(args) => feedback::run(&args),
         Command::Forget(args) => forget::run(&args),
         Command::Model(args) => model::run(args),
         Command::Policy(args) => policy::run(&args),

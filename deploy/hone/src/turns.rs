@@ -80,22 +80,29 @@ fn show(store: &Store, id: &str, json: bool) -> anyhow::Result<()> {
     let children: Vec<TurnId> =
         store.children(turn_id)?.into_iter().map(|child| child.turn_id).collect();
     let verdict = store.verdict(turn_id)?;
-    let whole = hone_proxy::admin::turns::whole(&turn, verdict.as_ref(), &children);
+    let feedback = store.feedback_given(turn_id)?;
+    let whole = hone_proxy::admin::turns::whole(&turn, verdict.as_ref(), &children, &feedback);
     if json {
         println!("{}", serde_json::to_string_pretty(&whole)?);
         return Ok(());
     }
-    let said = |message: &serde_json::Value| match &message["content"] {
+    let text_of = |message: &serde_json::Value| match &message["content"] {
         serde_json::Value::String(text) => text.clone(),
         other => other.to_string(),
     };
     println!("{}  {}  {}  status {}", turn.turn_id, ago(turn.started_ms), turn.route, turn.status);
     println!("session {}  {}", turn.session_id, turn.outcome);
     for message in &turn.messages {
-        println!("{:>10}  {}", message["role"].as_str().unwrap_or_default(), said(message));
+        println!("{:>10}  {}", message["role"].as_str().unwrap_or_default(), text_of(message));
     }
     for choice in &turn.choices {
-        println!("{:>10}  {}", "answer", said(&choice.message));
+        println!("{:>10}  {}", "answer", text_of(&choice.message));
+    }
+    for said in &feedback {
+        let words = said.text.clone().or_else(|| said.message.as_ref().map(text_of));
+        let value = said.value.map_or_else(String::new, |value| format!("{value:+.2} "));
+        let (kind, weight) = (said.kind.as_str(), said.weight);
+        println!("{kind:>10}  {value}{} (weight {weight})", words.unwrap_or_default());
     }
     if let Some(verdict) = verdict {
         println!(

@@ -16,7 +16,7 @@ pub const BUCKETS_MS: [u64; 12] =
     [1, 5, 20, 50, 100, 250, 500, 1_000, 2_500, 10_000, 60_000, 300_000];
 
 /// All answers of the proxy's own, in the order in which they are counted.
-pub const FAULTS: [Fault; 16] = [
+pub const FAULTS: [Fault; 19] = [
     Fault::ADMIN_ROUTE,
     Fault::BODY_TOO_LARGE,
     Fault::ENGINE_UNAVAILABLE,
@@ -27,6 +27,9 @@ pub const FAULTS: [Fault; 16] = [
     Fault::BAD_REQUEST,
     Fault::CLIENT_TIMEOUT,
     Fault::CAPTURE_FULL,
+    Fault::FEEDBACK_INVALID,
+    Fault::FEEDBACK_TOO_LARGE,
+    Fault::FEEDBACK_UNAVAILABLE,
     Fault::INTERNAL,
     Fault::TARGET_TOO_LONG,
     Fault::HEADERS_TOO_LARGE,
@@ -166,6 +169,11 @@ impl InFlight {
     pub fn responded(&mut self, status: u16) {
         self.status = status;
         self.counters.first_byte.observe(self.started.elapsed());
+    }
+
+    /// The proxy answered by itself, and it is no fault.
+    pub fn answered(&mut self, status: u16) {
+        self.status = status;
     }
 
     /// The status that was relayed; 0 while none was.

@@ -7,6 +7,7 @@ use std::fmt::{Display, Write};
 use super::counters::Histogram;
 use super::{Operator, status};
 
+mod feedback;
 mod genai;
 mod network;
 mod storage;
@@ -25,6 +26,7 @@ pub fn render(operator: &Operator) -> String {
     let held = operator.recorder.budget().held();
     page.one("hone_capture_bytes", gauge, "Bytes that captures in flight hold.", held);
     storage::render(&mut page, operator);
+    feedback::render(&mut page, operator);
     genai::render(&mut page, &operator.genai);
     page.one("hone_spool_bytes", gauge, "Bytes of the spool on disk.", status.spool_bytes);
     let degraded = u64::from(status.spool_degraded);

@@ -10,6 +10,7 @@
 mod audit;
 pub mod bounded;
 pub mod counters;
+mod feedback;
 pub mod genai;
 pub mod guard;
 pub mod health;
@@ -35,6 +36,7 @@ use serde_json::json;
 use self::counters::Counters;
 use self::genai::GenAi;
 use self::tokens::Tokens;
+use crate::feedback::Desk;
 use crate::ingest::Ingest;
 use crate::limit::Limiter;
 use crate::listen::tls::Tls;
@@ -59,6 +61,8 @@ pub struct Operator {
     pub recorder: Arc<Recorder>,
     /// Turns that arrived.
     pub ingest: Arc<Ingest>,
+    /// Where feedback is taken.
+    pub feedback: Arc<Desk>,
     /// Requests.
     pub counters: Arc<Counters>,
     /// Stored turns by model.
@@ -108,6 +112,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     guarded("GET", "/v1/routes", || get(modes::list)),
     guarded("PUT DELETE", "/v1/routes/{name}/mode", || put(modes::set).delete(modes::reset)),
     guarded("GET", "/v1/audit", || get(audit::list)),
+    guarded("POST", "/v1/feedback", || post(feedback::give)),
     guarded("GET", "/v1/turns", || get(turns::list)),
     guarded("GET", "/v1/turns/{id}", || get(turns::one)),
     guarded("GET", "/v1/sessions/{*id}", || get(turns::session)),

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::health::Reason;
 use super::{Operator, health};
+use crate::ingest::FeedbackStats;
 use crate::limit::LimiterState;
 use crate::listen::tls::TlsState;
 use crate::upstream::snapshot::EngineState;
@@ -37,6 +38,8 @@ pub struct Status {
     pub routes: Vec<Route>,
     /// Turns of this process.
     pub counters: Turns,
+    /// Feedback of this process.
+    pub feedback: Feedback,
     /// Requests of this process, recorded or not.
     pub http: Http,
     /// The TLS listener, if there is one.
@@ -94,6 +97,24 @@ pub struct Turns {
     pub adopted: u64,
 }
 
+/// Pieces of feedback: `accepted = stored + duplicates + sum(dropped)` and what is on its way.
+/// Pieces of dead proxies are among what arrived.
+#[derive(Debug, Serialize)]
+pub struct Feedback {
+    /// Answered with 202.
+    pub accepted: u64,
+    /// In the store.
+    pub stored: u64,
+    /// Of those, the ones that waited for their turn when they were stored.
+    pub waiting: u64,
+    /// Sent again.
+    pub duplicates: u64,
+    /// Not kept, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// Given up, because their turn did not come.
+    pub given_up: u64,
+}
+
 /// Requests on the data listener.
 #[derive(Debug, Serialize)]
 pub struct Http {
@@ -121,6 +142,7 @@ pub fn of(operator: &Operator) -> Status {
         reasons: health::reasons(operator),
         routes: routes(operator),
         counters: turns(operator),
+        feedback: feedback(operator, ingest.feedback),
         http: Http {
             requests: operator.counters.requests(),
             in_flight: operator.counters.in_flight(),
@@ -137,6 +159,12 @@ pub fn of(operator: &Operator) -> Status {
         spool_degraded: spool.degraded || spool.disk_full,
         ingest_lag_ms: ingest.lag_ms,
     }
+}
+
+fn feedback(operator: &Operator, ingest: FeedbackStats) -> Feedback {
+    let FeedbackStats { stored, waiting, duplicates, dropped, given_up } = ingest;
+    let accepted = operator.feedback.counts.accepted();
+    Feedback { accepted, stored, waiting, duplicates, dropped, given_up }
 }
 
 /// All routes, in the order in which they are matched.

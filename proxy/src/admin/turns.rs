@@ -15,7 +15,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use hone_shared::store::{Store, StoreError, StoredTurn, TurnFilter, VerdictRow};
+use hone_shared::store::{FeedbackRow, Store, StoreError, StoredTurn, TurnFilter, VerdictRow};
 use hone_shared::turn::TurnId;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -86,13 +86,14 @@ pub async fn one(State(operator): State<Arc<Operator>>, Path(id): Path<String>) 
     let found = stored(&operator, move |store| {
         let Some(turn) = store.turn(id)? else { return Ok(None) };
         let children = store.children(id)?.into_iter().map(|child| child.turn_id);
-        Ok(Some((turn, store.verdict(id)?, children.collect::<Vec<_>>())))
+        let said = store.feedback_given(id)?;
+        Ok(Some((turn, store.verdict(id)?, children.collect::<Vec<_>>(), said)))
     });
     match found.await {
         Err(failed) => failed,
         Ok(None) => unknown("turn"),
-        Ok(Some((turn, verdict, children))) => {
-            Json(whole(&turn, verdict.as_ref(), &children)).into_response()
+        Ok(Some((turn, verdict, children, said))) => {
+            Json(whole(&turn, verdict.as_ref(), &children, &said)).into_response()
         }
     }
 }
@@ -124,8 +125,13 @@ fn unknown(what: &str) -> Response {
     refuse(StatusCode::NOT_FOUND, &code, &message)
 }
 
-/// A turn with its texts, what the judge said, and what continues it.
-pub fn whole(turn: &StoredTurn, verdict: Option<&VerdictRow>, children: &[TurnId]) -> Value {
+/// A turn with its texts, what the judge said, what continues it, and what was said about it.
+pub fn whole(
+    turn: &StoredTurn,
+    verdict: Option<&VerdictRow>,
+    children: &[TurnId],
+    feedback: &[FeedbackRow],
+) -> Value {
     let verdict = verdict.map(|row| {
         let llm = row.llm.as_ref().map(|llm| {
             json!({ "model": llm.model, "prompt": llm.prompt, "prompt_tokens": llm.prompt_tokens,
@@ -149,6 +155,6 @@ pub fn whole(turn: &StoredTurn, verdict: Option<&VerdictRow>, children: &[TurnId
         "status": turn.status, "outcome": turn.outcome, "stream": turn.stream,
         "prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens,
         "params": turn.params, "messages": turn.messages, "choices": choices.collect::<Vec<_>>(),
-        "verdict": verdict, "children": children,
+        "verdict": verdict, "children": children, "feedback": feedback,
     })
 }

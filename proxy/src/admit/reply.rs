@@ -178,6 +178,31 @@ impl Fault {
              shortly; operators: see disk space and the store with `hone status`.",
         )
     };
+    /// The body of feedback is wrong; the answer's own words say where.
+    pub const FEEDBACK_INVALID: Self = fault(
+        400,
+        "invalid_request_error",
+        "invalid_feedback",
+        "This is no feedback. Send a JSON object that says what it is about and what is said.",
+    );
+    /// The body of feedback is too large.
+    pub const FEEDBACK_TOO_LARGE: Self = fault(
+        413,
+        "invalid_request_error",
+        "feedback_too_large",
+        "This feedback is larger than this proxy accepts. Say it in fewer words.",
+    );
+    /// Feedback cannot be recorded now.
+    pub const FEEDBACK_UNAVAILABLE: Self = Self {
+        retry_after_s: Some(5),
+        ..fault(
+            503,
+            "server_error",
+            "feedback_unavailable",
+            "Feedback cannot be recorded now. Retry shortly; operators: see disk space with `hone \
+             status`.",
+        )
+    };
     /// Something in the proxy failed.
     pub const INTERNAL: Self = fault(
         500,
@@ -207,7 +232,11 @@ impl Fault {
     /// Sends it, unless a response has begun already. The connection is closed afterwards: the rest
     /// of a request body that nobody read may still be on it.
     pub async fn send(&self, session: &mut Session) -> Result<()> {
-        let body = self.body();
+        self.send_with(session, self.body()).await
+    }
+
+    /// As [`Fault::send`], with a body that says more.
+    pub async fn send_with(&self, session: &mut Session, body: Bytes) -> Result<()> {
         let mut head = ResponseHeader::build(self.status, Some(4))?;
         head.insert_header(header::CONTENT_TYPE, "application/json")?;
         head.insert_header(header::CONTENT_LENGTH, body.len())?;

@@ -12,6 +12,7 @@ use hone_shared::data_dir::DataDir;
 use hone_shared::policy::PolicyWatch;
 use serde::Deserialize;
 
+use super::feedback::FeedbackFile;
 use super::{Limits, ListenTls, ProxyConfig, Upstream};
 use crate::admin::guard;
 use crate::admin::tokens::Tokens;
@@ -48,6 +49,7 @@ pub struct ProxyFile {
     pub engine_health_path: Option<String>,
     pub engine_tls: EngineTlsFile,
     pub tls: TlsFile,
+    pub feedback: FeedbackFile,
     pub grace_ms: Option<u64>,
     pub threads: Option<usize>,
     pub limits: Limits,
@@ -124,6 +126,7 @@ impl ProxyFile {
                 None
             }
         };
+        config.feedback = self.feedback.build(&mut problems);
         if !problems.is_empty() {
             return Err(ConfigFileError { problems });
         }
@@ -217,6 +220,11 @@ mod tests {
         assert_eq!(several.lines().count(), 2, "{several}");
         assert!(several.contains("limits.watch_ms is 9999999999; allowed"), "{several}");
         assert!(read("engines = [\"ftp://x\"]").unwrap_err().contains("http://host:port"));
+        let odd =
+            "[feedback]\npaths = [\"v1\"]\nanonymous_weight = 2\n[feedback.scales]\nx = [1, 1]\n";
+        let odd = read(odd).unwrap_err();
+        assert!(odd.contains("no exact path") && odd.contains("from 0 to 1"), "{odd}");
+        assert!(odd.contains("feedback.scales.x"), "{odd}");
         let half = read("[tls]\ncertificate = \"c.pem\"\n").unwrap_err();
         assert!(half.contains("belong together"), "{half}");
     }

@@ -25,7 +25,7 @@ use std::time::Instant;
 use hone_shared::clock::now_ms;
 use hone_shared::data_dir::DataDir;
 use hone_shared::policy::{PolicySet, RedactionPolicy, RoutePolicy};
-use hone_shared::store::IngestTurn;
+use hone_shared::store::{FeedbackInserted, IngestTurn};
 use hone_shared::turn::DropReason;
 
 use worker::Worker;
@@ -50,6 +50,19 @@ impl Policies {
 
     fn redactions_of(&self, route: &str) -> Vec<Arc<RedactionPolicy>> {
         self.0.as_ref().map(|current| current().redactions_of(route)).unwrap_or_default()
+    }
+
+    /// Those of all routes together, for texts whose route is not known.
+    fn any_redactions(&self) -> Vec<Arc<RedactionPolicy>> {
+        let mut all: Vec<Arc<RedactionPolicy>> = Vec::new();
+        for route in self.routes() {
+            for redaction in self.redactions_of(&route.name) {
+                if !all.iter().any(|known| Arc::ptr_eq(known, &redaction)) {
+                    all.push(redaction);
+                }
+            }
+        }
+        all
     }
 
     fn routes(&self) -> Vec<Arc<RoutePolicy>> {
@@ -183,6 +196,8 @@ pub struct IngestStats {
     /// Age of the oldest ended turn that is read and not yet stored, milliseconds; 0 when there is
     /// none.
     pub lag_ms: u64,
+    /// What became of feedback.
+    pub feedback: FeedbackStats,
     /// Transactions.
     pub commits: u64,
     /// Time spent in transactions that succeeded, microseconds.
@@ -197,6 +212,40 @@ pub struct IngestStats {
     pub errors: u64,
     /// What the last of them said; `None` once one succeeded.
     pub last_error: Option<String>,
+}
+
+/// Pieces of feedback that the ingest read from spools, its own and adopted ones.
+///
+/// `accepted at the door = stored + duplicates + dropped + what is still in the spool`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FeedbackStats {
+    /// New pieces.
+    pub stored: u64,
+    /// Of those, the ones that waited for their turn when they were stored.
+    pub waiting: u64,
+    /// Pieces that were stored before: sent again under the same id.
+    pub duplicates: u64,
+    /// Pieces that are not kept, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// Pieces that waited and were given up: too many waited, or for a day.
+    pub given_up: u64,
+}
+
+impl FeedbackStats {
+    fn add(&mut self, inserted: &FeedbackInserted, lost: u64) {
+        self.stored += inserted.stored;
+        self.waiting += inserted.waiting;
+        self.duplicates += inserted.duplicates;
+        self.given_up += inserted.evicted;
+        let dropped = [
+            ("forgotten", inserted.forgotten),
+            ("ambiguous", inserted.ambiguous),
+            ("undecodable", lost),
+        ];
+        for (reason, count) in dropped {
+            *self.dropped.entry(reason).or_default() += count;
+        }
+    }
 }
 
 #[derive(Debug, Default)]

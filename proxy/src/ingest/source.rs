@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use hone_shared::feedback::Feedback;
 use hone_shared::spool::{ClaimedDir, DirReader, Follower, Item, Position, SpoolError};
 use hone_shared::store::IngestPos;
 use hone_shared::turn::{Begin, Done, DropReason, Gap, Record, TurnId};
@@ -19,6 +20,7 @@ use super::IngestConfig;
 
 const BEGIN: u8 = 1;
 const DONE: u8 = 2;
+const FEEDBACK: u8 = 4;
 
 /// What a spool says next.
 #[derive(Debug)]
@@ -29,6 +31,10 @@ pub(super) enum Event {
     Orphan(TurnId),
     /// Turns that the tap dropped.
     Gap(Gap),
+    /// What was said about a turn.
+    Feedback(Box<Feedback>),
+    /// A piece of it that damage took.
+    FeedbackLost,
     /// One turn, at least, that damage took.
     Lost(DropReason),
     /// Nothing that is to be stored.
@@ -139,6 +145,8 @@ impl Source {
             }
             Item::Record(Record::Done(done)) => self.done(done, fresh)?,
             Item::Record(Record::Gap(gap)) if fresh => Event::Gap(gap),
+            Item::Record(Record::Feedback(feedback)) if fresh => Event::Feedback(feedback),
+            Item::Damaged { kind: FEEDBACK, .. } if fresh => Event::FeedbackLost,
             Item::Damaged { kind: BEGIN, turn_id } => {
                 let started_ms = now_ms;
                 self.open.insert(turn_id, OpenTurn { at, started_ms, begin: None, lost: true });

@@ -9,8 +9,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use hone_shared::clock::now_ms;
+use hone_shared::feedback::Feedback;
 use hone_shared::spool::{Follower, claim_dead_in};
-use hone_shared::store::{Batch, IngestTurn, Inserted, Store, StoreError};
+use hone_shared::store::{Batch, IngestFeedback, IngestTurn, Inserted, Store, StoreError};
 use hone_shared::turn::{DropReason, Gap, TurnId};
 
 use super::retention;
@@ -30,6 +31,8 @@ struct Gathered {
     ids: BTreeSet<TurnId>,
     orphans: Vec<TurnId>,
     lost: Vec<DropReason>,
+    /// What was said, as it was spooled.
+    feedback: Vec<Feedback>,
     bytes: usize,
     /// When the first of it was read.
     since: Option<Instant>,
@@ -44,7 +47,9 @@ struct Gathered {
 impl Gathered {
     /// Whether there is nothing to commit. Requests alone are not: they wait in the spool.
     fn is_empty(&self) -> bool {
-        self.batch.turns.is_empty() && self.batch.gaps.is_empty() && self.lost.is_empty()
+        let batch = &self.batch;
+        let turns = batch.turns.is_empty() && batch.gaps.is_empty() && self.lost.is_empty();
+        turns && self.feedback.is_empty() && batch.feedback_lost == 0
     }
 }
 
@@ -189,6 +194,7 @@ impl Worker {
             let gap = Gap { route, reason: *reason, count: 1, from_ms: at_ms, at_ms };
             gathered.batch.gaps.push(gap);
         }
+        self.prepare_feedback(&mut gathered)?;
         gathered.batch.pos = Some(source.pos());
         let batch = &gathered.batch;
         let (inserted, took) = self.with_store(|store| {
@@ -207,7 +213,7 @@ impl Worker {
     /// later.
     fn gather(&mut self, source: &mut Source) -> Gathered {
         let mut gathered = Gathered::default();
-        while gathered.batch.turns.len() < self.cfg.batch_turns_max
+        while gathered.batch.turns.len() + gathered.feedback.len() < self.cfg.batch_turns_max
             && gathered.bytes < self.cfg.batch_bytes_max
         {
             // Asked before reading: what was written before the end is then certain to be read.
@@ -267,6 +273,11 @@ impl Worker {
             }
             Event::Orphan(turn) => gathered.orphans.push(turn),
             Event::Gap(gap) => gathered.batch.gaps.push(gap),
+            Event::Feedback(feedback) => {
+                gathered.bytes += feedback.weight_bytes();
+                gathered.feedback.push(*feedback);
+            }
+            Event::FeedbackLost => gathered.batch.feedback_lost += 1,
             Event::Lost(reason) => gathered.lost.push(reason),
             Event::Nothing => {}
         }
@@ -284,6 +295,23 @@ impl Worker {
         Ok(())
     }
 
+    /// Redacts what was said as its turn's route demands; where the turn is not stored yet, as any
+    /// route does.
+    fn prepare_feedback(&mut self, gathered: &mut Gathered) -> Result<(), OutOfTime> {
+        for said in std::mem::take(&mut gathered.feedback) {
+            let secret = self.cfg.secret;
+            let redactions = match self.cfg.policies.any_redactions() {
+                all if all.is_empty() => all,
+                all => match self.with_store(|store| store.route_of_feedback(&said, &secret))? {
+                    Some(route) => self.cfg.policies.redactions_of(&route),
+                    None => all,
+                },
+            };
+            gathered.batch.feedback.push(IngestFeedback::prepare(&secret, said, &redactions));
+        }
+        Ok(())
+    }
+
     fn count(&self, own: bool, inserted: &Inserted, gathered: &Gathered) {
         if own {
             self.cfg.observer.see(&gathered.batch.turns);
@@ -296,6 +324,7 @@ impl Worker {
         stats.duplicates += inserted.duplicates;
         stats.linked += inserted.linked;
         stats.relinked += inserted.relinked;
+        stats.feedback.add(&inserted.feedback, gathered.batch.feedback_lost);
         stats.commits += 1;
         let dropped = if own { &mut stats.dropped } else { &mut stats.adopted_dropped };
         for reason in &gathered.lost {
@@ -430,7 +459,11 @@ impl Worker {
     fn upkeep(&mut self) {
         let Some(store) = &self.store else { return };
         retention::sweep(store, &self.cfg.policies.routes());
-        let swept = store.sweep_pending(now_ms()).and_then(|_| store.checkpoint());
+        let swept = store.sweep_feedback(now_ms()).and_then(|given_up| {
+            lock(&self.shared.figures).stats.feedback.given_up += given_up;
+            store.sweep_pending(now_ms())?;
+            store.checkpoint()
+        });
         if let Err(error) = swept {
             tracing::debug!(%error, "upkeep of the store failed");
         }

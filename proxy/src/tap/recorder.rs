@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hone_shared::feedback::Feedback;
 use hone_shared::policy::{RoutePolicy, WhenFull};
 use hone_shared::spool::{Health, Spool, SpoolError, SpoolStats};
 use hone_shared::turn::{Begin, Done, DropReason, Record};
@@ -61,6 +62,11 @@ impl Recorder {
         if let Err(reason) = self.spool.try_send(Record::Done(done)) {
             tracing::warn!(%reason, "the end of a turn could not be recorded");
         }
+    }
+
+    /// Offers what somebody said about a turn. `false`: refused, and kept nowhere.
+    pub fn feedback(&self, feedback: Feedback) -> bool {
+        self.spool.try_send(Record::Feedback(Box::new(feedback))).is_ok()
     }
 
     /// Whether a request of this route must be refused now, because it could not be recorded and

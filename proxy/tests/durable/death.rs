@@ -26,7 +26,7 @@ fn proxy_process() {
     hone_proxy::run(config(Path::new(&data), upstream)).unwrap();
 }
 
-async fn start(data: &DataDir, upstream: SocketAddr) -> (Child, SocketAddr) {
+pub async fn start(data: &DataDir, upstream: SocketAddr) -> (Child, SocketAddr) {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "death::proxy_process", "--nocapture"])
         .env(CHILD_DATA, data.path())

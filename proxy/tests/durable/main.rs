@@ -18,6 +18,7 @@ mod rows;
 
 mod death;
 mod disk;
+mod feedback;
 mod store;
 mod unsent;
 

@@ -18,6 +18,7 @@ mod door;
 mod engine_tls;
 mod engines;
 mod faults;
+mod feedback;
 mod harness;
 mod lifecycle;
 mod limits;

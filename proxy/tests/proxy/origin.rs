@@ -244,6 +244,13 @@ async fn answer(
     );
     let tcp = &mut reader.tcp;
     match kind {
+        "ids" => {
+            let body = format!(
+                "{{\"id\":\"chatcmpl-{n}\",\"choices\":[{{\"index\":0,\"finish_reason\":\"stop\",\
+                 \"message\":{{\"role\":\"assistant\",\"content\":\"answer {n}\"}}}}]}}"
+            );
+            tcp.write_all(&json(200, &body, generation)).await
+        }
         "burst" => {
             let mut all = head;
             (0..n).for_each(|at| all.push_str(&chunk(&event(at))));

@@ -5,6 +5,7 @@
 //! Invariant: none of them panics, whatever the bytes; what a parser promises about any input is
 //! asserted here.
 
+use hone_shared::feedback::{Scales, Shape, parse};
 use hone_shared::link::{History, LinkKey, canon, loose_text};
 use hone_shared::policy::PolicySet;
 use hone_shared::spool::DirReader;
@@ -16,7 +17,7 @@ use hone_shared::wire::{Named, parse_request, parse_response, parse_stream};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("sse", sse),
     ("openai_request", openai_request),
     ("openai_response", openai_response),
@@ -26,6 +27,7 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("spool_record", spool_record),
     ("spool_segment", spool_segment),
     ("policy_toml", policy_toml),
+    ("feedback", feedback),
 ];
 
 /// The event-stream grammar: the same events however the bytes are cut.
@@ -65,6 +67,25 @@ pub fn anthropic(bytes: &[u8]) {
     both("/v1/messages", bytes);
 }
 
+/// Feedback in all four shapes: what is taken is whole, within its ranges, and survives the spool.
+pub fn feedback(bytes: &[u8]) {
+    for shape in Shape::ALL.iter().copied().map(Some).chain([None]) {
+        let Ok(given) = parse(shape, bytes, &Scales::default()) else { continue };
+        let feedback = given.by("tenant", 1.0, 0);
+        assert!((0.0..=1.0).contains(&feedback.weight));
+        assert!((1..=5).contains(&feedback.parts.len()));
+        for (at, part) in feedback.parts.iter().enumerate() {
+            assert!(part.value().is_none_or(|value| (-1.0..=1.0).contains(&value)));
+            assert!(feedback.parts.iter().skip(at + 1).all(|other| other.kind() != part.kind()));
+        }
+        let record = Record::Feedback(Box::new(feedback));
+        let Ok(Record::Feedback(read)) = Record::decode(record.kind(), &record.encode()) else {
+            panic!("not read back")
+        };
+        assert_eq!(read.id.0, record.turn_id().0);
+    }
+}
+
 /// Canonical forms and chains of any JSON.
 pub fn link_canon(bytes: &[u8]) {
     let Ok(value) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
@@ -83,8 +104,12 @@ pub fn link_canon(bytes: &[u8]) {
 pub fn spool_record(bytes: &[u8]) {
     let Some((kind, payload)) = bytes.split_first() else { return };
     if let Ok(record) = Record::decode(*kind, payload) {
-        let again = Record::decode(record.kind(), &record.encode());
-        assert_eq!(again.ok(), Some(record));
+        let again = Record::decode(record.kind(), &record.encode()).ok();
+        match &record {
+            // Its numbers are read to the last digit but one.
+            Record::Feedback(_) => assert_eq!(again.map(|r| r.turn_id()), Some(record.turn_id())),
+            _ => assert_eq!(again, Some(record)),
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::data_dir::{DataDir, DataDirError};
+use crate::feedback::FeedbackId;
 use crate::registry::{AliasMove, Registry, RegistryError};
 use crate::spool::{self, Position, SpoolError};
 use crate::store::{Concerned, ForgetJob, Store, StoreError};
@@ -155,6 +156,7 @@ fn describe(
         kind: kind.to_owned(),
         turns: concerned.turns.iter().copied().collect(),
         hinted: concerned.hinted.iter().copied().collect(),
+        feedback: concerned.feedback.iter().copied().collect(),
         rounds: rounds.into_iter().map(|round| round.round_id).collect(),
         aliases: registry.moves_off(&tainted)?,
         tainted: tainted.into_iter().collect(),
@@ -193,10 +195,16 @@ fn finish(
     retire(registry, &concerned, &rounds, options, &mut report)?;
     report.erased = store.erase_turns(&concerned.turns)?;
     report.erased.verdicts += store.erase_hints(&concerned.hinted)?;
-    // Without turns nothing was deleted now; an earlier, interrupted call may have deleted.
-    if !concerned.turns.is_empty() {
+    let said = store.erase_feedback(&concerned.feedback)?;
+    report.erased.feedback += said.feedback;
+    report.erased.verdicts += said.verdicts;
+    // Without any nothing was deleted now; an earlier, interrupted call may have deleted.
+    if !concerned.turns.is_empty() || !concerned.feedback.is_empty() {
         for dir in [data.spool_dir(), data.reserve_dir()] {
-            let scrubbed = spool::scrub(&dir, &|turn| concerned.turns.contains(&turn))?;
+            let goes = |id: TurnId| {
+                concerned.turns.contains(&id) || concerned.feedback.contains(&FeedbackId(id.0))
+            };
+            let scrubbed = spool::scrub(&dir, &goes)?;
             report.spool_records += scrubbed.frames;
             report.quarantined_segments += scrubbed.quarantined;
         }

@@ -5,6 +5,7 @@
 use serde::Serialize;
 use serde_json::json;
 
+use crate::feedback::FeedbackId;
 use crate::registry::AliasMove;
 use crate::store::Erased;
 use crate::turn::{Generation, TurnId};
@@ -18,6 +19,8 @@ pub struct Plan {
     pub turns: Vec<TurnId>,
     /// Turns that stay and lose their verdict, because it was made from one that goes.
     pub hinted: Vec<TurnId>,
+    /// Feedback that goes: what was said about those turns, by the tenant, or in the text.
+    pub feedback: Vec<FeedbackId>,
     /// Rounds that used any of them: their files go, and those that still run are ended.
     pub rounds: Vec<String>,
     /// Generations that learned from them, or on top of one that did.
@@ -57,6 +60,7 @@ impl Report {
         json!({
             "turns": self.plan.turns.len(),
             "hinted": self.plan.hinted.len(),
+            "feedback": self.plan.feedback.len(),
             "rounds": self.plan.rounds.len(),
             "tainted": self.tainted.len(),
             "aliases_moved": self.moved.len(),
@@ -74,11 +78,12 @@ pub fn describe(result: &serde_json::Value) -> String {
     let number = |key: &str| result[key].as_u64().unwrap_or(0);
     let done = result.get("erased").is_some();
     let mut text = format!(
-        "{} of this {}: {} turns, {} verdicts from them, {} rounds\n",
+        "{} of this {}: {} turns, {} verdicts from them, {} pieces of feedback, {} rounds\n",
         if done { "forgotten" } else { "would forget" },
         result["kind"].as_str().unwrap_or_default(),
         count("turns"),
         count("hinted"),
+        count("feedback"),
         count("rounds"),
     );
     let tainted = if done { "newly_tainted" } else { "tainted" };

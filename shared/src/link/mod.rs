@@ -38,7 +38,7 @@ pub use kinds::{HashKind, LinkKind, UnknownLinkKind};
 pub use memory::MemoryIndex;
 pub use resolve::resolve;
 pub use session::{
-    HEADERS_READ, explicit_session, header_session, idempotency_key, is_retry, person,
+    HEADERS_READ, explicit_session, header_session, idempotency_key, is_retry, person, stored_names,
 };
 pub use similar::similarity;
 

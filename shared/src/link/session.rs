@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use super::LinkKey;
 use crate::turn::Headers;
 
 /// Set by the providers' own clients: 0 at the first attempt.
@@ -128,6 +129,20 @@ pub fn header_session<'a>(
     header: impl Fn(&str) -> Option<&'a str>,
 ) -> Option<(&'static str, &'a str)> {
     HEADERS.into_iter().find_map(|name| Some((name, meaningful(header(name)?)?)))
+}
+
+/// Every name under which a session may be stored that its client calls `id`, wherever it said so,
+/// redacted or not.
+pub fn stored_names(key: &LinkKey, id: &str) -> Vec<String> {
+    let Some(id) = meaningful(id) else { return Vec::new() };
+    let metadata = METADATA.iter().chain(&["user_id"]).map(|name| format!("metadata.{name}"));
+    let plain = HEADERS.iter().chain(&BODY).map(|name| (*name).to_owned());
+    let names = plain.chain(metadata).filter_map(|source| Some((usable(&source, id)?, source)));
+    let both = names.flat_map(|(named, source)| {
+        let hidden = format!("{source}:~{}", key.pseudonym(&named));
+        [key.session(&named), key.session(&hidden)]
+    });
+    both.collect()
 }
 
 fn usable(source: &str, value: &str) -> Option<String> {

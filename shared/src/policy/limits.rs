@@ -98,6 +98,7 @@ pub const LIMITS: &[Limit] = &[
     whole("judge.hint.chars_min", 10.0, 1.0, 10_000.0, "shorter hints are dropped"),
     whole("judge.hint.chars_max", 400.0, 10.0, 10_000.0, "longer hints are dropped"),
     whole("judge.hint.count_max", 3.0, 1.0, 16.0, "hints kept per turn, shortest first"),
+    real("judge.feedback.dead_band", 0.2, 0.0, 1.0, "explicit numbers nearer to 0 than this, of -1 to 1, mean verdict 0"),
     // gates/*.toml
     real("gate.margin", 0.02, -10.0, 10.0, "nats per token that the candidate must gain on held-out hinted replies"),
     real("gate.neutral_kl_max", 0.5, 0.0, 100.0, "nats per token between candidate and base on the neutral prompts"),

@@ -38,7 +38,9 @@ use crate::turn::Mode;
 
 pub use builtin::{builtin_files, install_builtin};
 pub use gate::GatePolicy;
-pub use judge::{HintMode, HintPolicy, JudgePolicy, LlmJudge, Pattern, RuleHit, Rules};
+pub use judge::{
+    FeedbackPolicy, HintMode, HintPolicy, JudgePolicy, LlmJudge, Pattern, RuleHit, Rules,
+};
 pub use limits::{LIMITS, Limit};
 pub use overrides::{
     ModeOverride, OverrideError, Overrides, REASON_CHARS_MAX, TTL_S_MAX, Unaudited,

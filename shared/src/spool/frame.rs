@@ -90,7 +90,8 @@ fn cut(record: &Record, payload_len: usize) -> Vec<u8> {
             done.body.truncate(done.body.len().saturating_sub(excess));
             done.body_truncated = true;
         }
-        Record::Gap(_) => {}
+        // Bounded where they are made.
+        Record::Gap(_) | Record::Feedback(_) => {}
     }
     record.encode()
 }

@@ -82,6 +82,13 @@ impl Queue {
                 }
                 self.note_gap(gap.route, gap.reason, gap.count, gap.at_ms);
             }
+            // No turn, so not in the turns' books: whoever offers it is told.
+            Record::Feedback(feedback) => {
+                if let Some(reason) = self.refusal(cfg, disk_full, feedback.weight_bytes()) {
+                    return Err(reason);
+                }
+                self.push(Record::Feedback(feedback));
+            }
         }
         Ok(())
     }

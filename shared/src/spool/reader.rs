@@ -25,7 +25,7 @@ pub enum Item {
     Record(Record),
     /// A damaged frame of known extent; kind and id are as the damaged frame says.
     Damaged {
-        /// 1 begin, 2 done, 3 gap; anything else is damage too.
+        /// 1 begin, 2 done, 3 gap, 4 feedback; anything else is damage too.
         kind: u8,
         /// The turn, probably.
         turn_id: TurnId,

@@ -20,7 +20,7 @@ use crate::turn::{Record, TurnId};
 /// What is in the spool beyond the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unstored {
-    /// Turns that ended and are not stored yet.
+    /// Turns that ended, and feedback, that are not stored yet.
     pub ended: u64,
     /// Turns that have not ended.
     pub open: u64,
@@ -57,6 +57,9 @@ pub fn unstored(
                     }
                     Frame::Good { record: Record::Done(done), .. } => {
                         count.ended += u64::from(open.remove(&done.turn_id) && at >= upto);
+                    }
+                    Frame::Good { record: Record::Feedback(_), .. } => {
+                        count.ended += u64::from(at >= upto);
                     }
                     _ => {}
                 }

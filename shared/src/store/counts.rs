@@ -38,12 +38,27 @@ pub struct Counts {
     pub to_judge: u64,
     /// Turns that the next round may learn from.
     pub trainable: u64,
+    /// Feedback, in parts.
+    pub feedback: FeedbackCounts,
     /// Rounds by state.
     pub rounds: BTreeMap<RoundState, u64>,
     /// Turns that were not recorded, by reason.
     pub dropped: BTreeMap<DropReason, u64>,
     /// When the youngest turn began, milliseconds since 1970.
     pub last_turn_ms: Option<i64>,
+}
+
+/// What became of feedback, in parts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct FeedbackCounts {
+    /// Parts that wait for their turn.
+    pub waiting: u64,
+    /// Parts that the judge has not looked at.
+    pub to_judge: u64,
+    /// Parts that made or changed a verdict.
+    pub used: u64,
+    /// Parts that did not: too late, without weight, of a session, or of a turn that is not judged.
+    pub kept: u64,
 }
 
 impl Counts {
@@ -62,6 +77,9 @@ impl Store {
         };
         let verdicts =
             |condition: &str| one(&format!("SELECT count(*) FROM verdicts WHERE {condition}"));
+        let said = |condition: &str| {
+            one(&format!("SELECT count(*) FROM feedback WHERE turn IS NOT NULL AND {condition}"))
+        };
         let trainable = format!(
             "SELECT count(*) FROM verdicts v JOIN turns t ON t.id = v.turn WHERE {}",
             verdicts::TRAINABLE
@@ -80,6 +98,12 @@ impl Store {
                 "SELECT count(*) FROM turns WHERE judgeable = 1 AND judged = 0 AND next_states > 0",
             )?,
             trainable: one(&trainable)?,
+            feedback: FeedbackCounts {
+                waiting: one("SELECT count(*) FROM feedback WHERE turn IS NULL")?,
+                to_judge: said("settled = 0")?,
+                used: said("settled = 1")?,
+                kept: said("settled = 2")?,
+            },
             rounds: grouped(&read, "SELECT state, count(*) FROM rounds GROUP BY state")?,
             dropped: grouped(&read, "SELECT reason, sum(count) FROM drops GROUP BY reason")?,
             last_turn_ms: read.query_row("SELECT max(started_ms) FROM turns", [], |r| r.get(0))?,

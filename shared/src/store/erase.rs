@@ -24,6 +24,8 @@ pub struct Erased {
     pub verdicts: u64,
     /// Bodies that nothing used any more.
     pub bodies: u64,
+    /// What was said about turns: rows, one for each part.
+    pub feedback: u64,
 }
 
 /// A turn's row as it is needed to take it apart.
@@ -74,6 +76,8 @@ pub(super) fn erase(
     ] {
         conn.prepare_cached(sql)?.execute([id])?;
     }
+    let said = "DELETE FROM feedback WHERE turn = ?1";
+    erased.feedback += conn.prepare_cached(said)?.execute([id])? as u64;
     erased.verdicts += erase_verdicts(conn, id, &taken.turn_id)?;
     if let (Some(parent), true) = (taken.parent, taken.gave)
         && !repeats_next_state(conn, parent, id)?
@@ -108,6 +112,9 @@ fn erase_verdicts(conn: &Connection, id: i64, turn_id: &str) -> Result<u64> {
     let again = "UPDATE turns SET judged = 0
                  WHERE id IN (SELECT turn FROM verdicts WHERE child = ?1)";
     conn.prepare_cached(again)?.execute([turn_id])?;
+    let said = "UPDATE feedback SET settled = 0
+                WHERE settled = 1 AND turn IN (SELECT turn FROM verdicts WHERE child = ?1)";
+    conn.prepare_cached(said)?.execute([turn_id])?;
     let sql = "DELETE FROM verdicts WHERE turn = ?1 OR child = ?2";
     Ok(conn.prepare_cached(sql)?.execute(params![id, turn_id])? as u64)
 }

@@ -14,8 +14,9 @@ use rusqlite::{Connection, params};
 use super::audit::{self, AuditEntry};
 use super::erase::{Erased, erase};
 use super::retention::BATCH_TURNS_MAX;
-use super::{Result, RoundState, Store, StoreError, bodies, flags, parse};
+use super::{Result, RoundState, Store, StoreError, bodies, flags, parse, said};
 use crate::clock::now_ms;
+use crate::feedback::FeedbackId;
 use crate::turn::{Generation, TurnId};
 
 /// Whose content is to go.
@@ -61,8 +62,10 @@ pub struct ForgetJob {
 pub struct Concerned {
     /// Turns whose content goes.
     pub turns: BTreeSet<TurnId>,
-    /// Turns that stay, but whose hint was taken from a turn that goes.
+    /// Turns that stay, but whose hint was taken from a turn, or from feedback, that goes.
     pub hinted: BTreeSet<TurnId>,
+    /// Feedback that goes.
+    pub feedback: BTreeSet<FeedbackId>,
 }
 
 impl Concerned {
@@ -109,8 +112,39 @@ impl Store {
                 concerned.hinted.insert(parse("turn_id", &row?)?);
             }
         }
+        self.concern_feedback(subject, &mut concerned)?;
         concerned.hinted.retain(|turn| !concerned.turns.contains(turn));
         Ok(concerned)
+    }
+
+    /// What was said about the turns, by the tenant, or in the words.
+    fn concern_feedback(&self, subject: &Subject, concerned: &mut Concerned) -> Result<()> {
+        let find = |sql: &str, value: &str| -> Result<Vec<FeedbackId>> {
+            let mut find = self.conn.prepare_cached(sql)?;
+            let rows = find.query_map([value], |row| row.get::<_, String>(0))?;
+            rows.map(|id| parse("feedback id", &id?)).collect()
+        };
+        let about = "SELECT f.feedback_id FROM feedback f JOIN turns t ON t.id = f.turn
+                     WHERE t.turn_id = ?1";
+        for turn in &concerned.turns {
+            concerned.feedback.extend(find(about, &turn.to_string())?);
+        }
+        match subject {
+            Subject::Tenant(tenant) => {
+                let own = "SELECT feedback_id FROM feedback WHERE tenant = ?1";
+                concerned.feedback.extend(find(own, tenant)?);
+            }
+            Subject::Text(text) => {
+                for needle in &Needles::of(text).0 {
+                    for (id, turn) in said::holding(&self.conn, needle)? {
+                        concerned.feedback.insert(id);
+                        concerned.hinted.extend(turn);
+                    }
+                }
+            }
+            Subject::Session(_) | Subject::Turn(_) => {}
+        }
+        Ok(())
     }
 
     fn ids(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<BTreeSet<i64>> {
@@ -238,6 +272,9 @@ impl Store {
             for turn in &concerned.hinted {
                 mark.execute(params![turn.to_string(), 1, id])?;
             }
+            for said in &concerned.feedback {
+                mark.execute(params![said.to_string(), 2, id])?;
+            }
         }
         write.commit()?;
         let own = str::to_owned;
@@ -264,10 +301,12 @@ impl Store {
             .query_map([job], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?
             .collect::<rusqlite::Result<Vec<_>>>()?;
         let mut concerned = Concerned::default();
-        for (turn, role) in rows {
-            let turn = parse("turn_id", &turn)?;
-            let part = if role == 0 { &mut concerned.turns } else { &mut concerned.hinted };
-            part.insert(turn);
+        for (id, role) in rows {
+            match role {
+                0 => concerned.turns.insert(parse("turn_id", &id)?),
+                1 => concerned.hinted.insert(parse("turn_id", &id)?),
+                _ => concerned.feedback.insert(parse("feedback id", &id)?),
+            };
         }
         Ok(concerned)
     }
@@ -320,6 +359,29 @@ impl Store {
                     "DELETE FROM verdicts WHERE turn = (SELECT id FROM turns WHERE turn_id = ?1)
                            AND child IN (SELECT turn_id FROM forgotten WHERE role = 0)";
                 erased += write.prepare_cached(sql)?.execute([turn.to_string()])? as u64;
+            }
+            write.commit()?;
+        }
+        Ok(erased)
+    }
+
+    /// Deletes feedback, and the verdicts that may have been made of it.
+    pub fn erase_feedback(&self, ids: &BTreeSet<FeedbackId>) -> Result<Erased> {
+        self.delete_securely()?;
+        let mut erased = Erased::default();
+        let all: Vec<&FeedbackId> = ids.iter().collect();
+        for batch in all.chunks(BATCH_TURNS_MAX) {
+            let write = self.write()?;
+            for id in batch {
+                let id = id.to_string();
+                let sql = "SELECT DISTINCT turn FROM feedback
+                           WHERE feedback_id = ?1 AND turn IS NOT NULL";
+                let turns = self.ids(sql, &[&id])?;
+                let sql = "DELETE FROM feedback WHERE feedback_id = ?1";
+                erased.feedback += write.prepare_cached(sql)?.execute([&id])? as u64;
+                for turn in turns {
+                    erased.verdicts += said::unsettle(&write, turn)?;
+                }
             }
             write.commit()?;
         }

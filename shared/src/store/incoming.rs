@@ -35,6 +35,8 @@ pub struct IngestTurn {
     pub flags: u32,
     /// The session that the client names.
     pub session: Option<String>,
+    /// The client's own id of it, as it was sent; never stored.
+    pub(super) session_sent: Option<String>,
     pub(super) key: LinkKey,
     /// The messages as they were sent, where they are stored differently: links are made over them.
     pub(super) original: Option<Vec<Value>>,
@@ -142,6 +144,8 @@ impl IngestTurn {
         let params = request.as_ref().map_or(&Value::Null, |request| &request.params);
         let mut redaction = Redaction::new(redactions);
         let session = link::explicit_session(&begin.headers, params);
+        let session_sent =
+            session.as_deref().and_then(|named| Some(named.split_once(':')?.1.to_owned()));
         let session = session.map(|named| redaction.session(&key, named));
         let asked = Asked::of(&key, &begin, request.as_ref());
         let entries = match asked.is_linkable(messages) {
@@ -178,6 +182,7 @@ impl IngestTurn {
             outcome: outcome(done.as_ref(), response.as_ref()),
             generation: generation(&begin, done.as_ref(), response.as_ref()),
             session,
+            session_sent,
             asked,
             entries,
             original,

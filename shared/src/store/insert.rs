@@ -12,7 +12,10 @@ use super::counts::add_drop;
 use super::facets::{Facet, UNJUDGED};
 use super::known::Known;
 use super::restore::Placed;
-use super::{Index, IngestTurn, Result, Store, bodies, int, pending};
+use super::{
+    FeedbackInserted, Index, IngestFeedback, IngestTurn, Result, Store, bodies, feedback, int,
+    pending,
+};
 use crate::clock::now_ms;
 use crate::link::{self, Resolution};
 use crate::turn::{DropReason, Gap, Headers, TurnId};
@@ -35,8 +38,20 @@ pub struct Batch {
     pub turns: Vec<IngestTurn>,
     /// Turns that were not recorded.
     pub gaps: Vec<Gap>,
+    /// What was said about turns.
+    pub feedback: Vec<IngestFeedback>,
+    /// Pieces of feedback that damage took.
+    pub feedback_lost: u64,
     /// The position after all of them.
     pub pos: Option<IngestPos>,
+}
+
+/// What is committed with turns.
+#[derive(Debug, Clone, Copy, Default)]
+struct Beside<'a> {
+    gaps: &'a [Gap],
+    feedback: &'a [IngestFeedback],
+    feedback_lost: u64,
 }
 
 /// What a batch did.
@@ -52,26 +67,33 @@ pub struct Inserted {
     pub relinked: u64,
     /// Turns that SQLite refused; counted in the drops as `undecodable`.
     pub refused: u64,
+    /// What became of feedback.
+    pub feedback: FeedbackInserted,
 }
 
 impl Store {
     /// Stores turns and the position they were read up to. See [`Store::commit`].
     pub fn insert_batch(&mut self, turns: &[IngestTurn], pos: &IngestPos) -> Result<Inserted> {
-        self.commit(turns, &[], Some(pos))
+        self.commit(turns, Beside::default(), Some(pos))
     }
 
     /// Stores a batch. Errors: nothing of it was stored; where `is_passing()`, try again.
     pub fn commit_batch(&mut self, batch: &Batch) -> Result<Inserted> {
-        self.commit(&batch.turns, &batch.gaps, batch.pos.as_ref())
+        let beside = Beside {
+            gaps: &batch.gaps,
+            feedback: &batch.feedback,
+            feedback_lost: batch.feedback_lost,
+        };
+        self.commit(&batch.turns, beside, batch.pos.as_ref())
     }
 
     fn commit(
         &self,
         turns: &[IngestTurn],
-        gaps: &[Gap],
+        beside: Beside<'_>,
         pos: Option<&IngestPos>,
     ) -> Result<Inserted> {
-        match self.commit_with(turns, gaps, pos, false) {
+        match self.commit_with(turns, beside, pos, false) {
             Err(error) => {
                 // What was remembered of this transaction was rolled back with it.
                 self.known.borrow_mut().clear();
@@ -79,7 +101,7 @@ impl Store {
                     return Err(error);
                 }
                 tracing::warn!(%error, "a batch is stored turn by turn");
-                let again = self.commit_with(turns, gaps, pos, true);
+                let again = self.commit_with(turns, beside, pos, true);
                 again.inspect_err(|_| self.known.borrow_mut().clear())
             }
             done => done,
@@ -89,19 +111,25 @@ impl Store {
     fn commit_with(
         &self,
         turns: &[IngestTurn],
-        gaps: &[Gap],
+        beside: Beside<'_>,
         pos: Option<&IngestPos>,
         one_by_one: bool,
     ) -> Result<Inserted> {
         let write = self.write()?;
         let mut known = self.known.borrow_mut();
-        let inserted = match one_by_one {
+        known.feedback_waits = feedback::any_waits(&write)?;
+        let mut inserted = match one_by_one {
             true => insert_singly(&write, &mut known, turns)?,
             false => insert_all(&write, &mut known, turns)?,
         };
-        for gap in gaps {
+        for gap in beside.gaps {
             add_drop(&write, gap)?;
         }
+        // After the turns: what is about a turn of the same batch finds it.
+        for item in beside.feedback {
+            feedback::insert(&write, item, &mut inserted.feedback)?;
+        }
+        feedback::lost(&write, beside.feedback_lost)?;
         if let Some(pos) = pos {
             let mut put = write.prepare_cached(
                 "INSERT INTO ingest_pos (boot, segment, offset) VALUES (?1, ?2, ?3)
@@ -205,6 +233,9 @@ fn insert(
         }
     }
     pending::remember(conn, turn, id, resolution.link.as_ref().filter(|_| parent.is_some()))?;
+    if known.feedback_waits {
+        inserted.feedback.attached += feedback::attach(conn, turn, id)?;
+    }
     inserted.relinked += pending::resolve(conn, known, turn, id, &resolution.session_id)?;
     Ok(())
 }

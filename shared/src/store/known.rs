@@ -29,6 +29,8 @@ pub(super) struct Known {
     pub(super) bodies: Recent,
     pub(super) nodes: Recent,
     pub(super) facets: KnownFacets,
+    /// Whether some feedback waits for its turn, as of this transaction's beginning.
+    pub(super) feedback_waits: bool,
 }
 
 impl Known {

@@ -9,7 +9,7 @@
 //!   parent.
 //!   `known`: what a writer remembers, so that resent history is stored once.
 //! * `turns`, `verdicts`, `rounds`, `counts`: what the trainer and people read and write. `list`,
-//!   `facets`: what operators page through.
+//!   `facets`: what operators page through. `feedback`: what was said about turns by the API.
 //!
 //! Invariant: one row per turn id, for ever; a batch and the spool position it came from are
 //! committed together.
@@ -19,6 +19,7 @@ mod bodies;
 mod counts;
 mod erase;
 mod facets;
+mod feedback;
 pub mod flags;
 mod forget;
 mod incoming;
@@ -31,6 +32,7 @@ mod redacted;
 mod restore;
 mod retention;
 mod rounds;
+mod said;
 mod schema;
 mod turns;
 mod verdicts;
@@ -45,8 +47,9 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use known::Known;
 
 pub use audit::{AuditEntry, AuditRow};
-pub use counts::Counts;
+pub use counts::{Counts, FeedbackCounts};
 pub use erase::Erased;
+pub use feedback::{FeedbackInserted, FeedbackRow, IngestFeedback, WAITING_MAX};
 pub use forget::{Concerned, ForgetJob, RoundUse, Subject};
 pub use incoming::IngestTurn;
 pub use index::Index;
@@ -56,6 +59,7 @@ pub use list::{
 };
 pub use retention::{BATCH_TURNS_MAX, Swept};
 pub use rounds::{RoundRow, RoundState, Split};
+pub use said::{Said, Settled};
 pub use turns::{JudgeItem, StoredTurn};
 pub use verdicts::{LlmTrace, VerdictRow};
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Result, Store};
+use crate::feedback::Part;
 use crate::link::LinkKey;
 use crate::policy::RedactionPolicy;
 use crate::redact::{Counts, Side};
@@ -83,6 +84,17 @@ impl<'a> Redaction<'a> {
             changed |= self.value(Side::Request, message);
         }
         changed.then(|| std::mem::replace(&mut request.messages, redacted))
+    }
+
+    /// A comment or a demonstration: words of the client about a response.
+    pub(super) fn feedback(&mut self, part: &mut Part) {
+        match part {
+            Part::Comment(text) => self.string(Side::Request, text),
+            Part::Demonstration(message) => {
+                self.value(Side::Request, message);
+            }
+            Part::Thumb(_) | Part::Score(_) | Part::Outcome(_) => {}
+        }
     }
 
     /// The client's own name of the session. One that holds something to redact becomes a keyed

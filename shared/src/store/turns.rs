@@ -219,7 +219,7 @@ impl Store {
         items.filter_map(Result::transpose).collect()
     }
 
-    fn judge_item(&self, id: i64) -> Result<Option<JudgeItem>> {
+    pub(super) fn judge_item(&self, id: i64) -> Result<Option<JudgeItem>> {
         let sql = format!(
             "SELECT turn_id, prompt, answer_at FROM turns c WHERE c.parent = ?1 AND {}
              ORDER BY started_ms, turn_id LIMIT 1",

@@ -1,8 +1,8 @@
 //! Verdicts: what became of a turn, judged by its next state.
 //!
-//! Invariant: one verdict per turn; the first one stands.
+//! Invariant: one verdict per turn; the first one stands, unless feedback replaces it (`said`).
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 
 use super::forget::is_forgotten;
@@ -15,8 +15,8 @@ use crate::turn::TurnId;
 pub struct VerdictRow {
     /// The turn that is judged.
     pub turn_id: TurnId,
-    /// The child whose messages were the next state.
-    pub child: TurnId,
+    /// The child whose messages were the next state; `None` where feedback alone decided.
+    pub child: Option<TurnId>,
     /// +1, 0 or −1.
     pub verdict: i8,
     /// `rule:<name>`, `llm` or `feedback`.
@@ -59,7 +59,7 @@ const COLUMNS: &str =
 
 struct Raw {
     turn_id: String,
-    child: String,
+    child: Option<String>,
     votes: String,
     hints: String,
     kind: Option<String>,
@@ -76,7 +76,7 @@ fn from_row(row: &Row<'_>, first: usize) -> rusqlite::Result<Raw> {
         kind: row.get(first + 9)?,
         row: VerdictRow {
             turn_id: nil,
-            child: nil,
+            child: None,
             verdict: row.get(first + 2)?,
             source: row.get(first + 3)?,
             reason: row.get(first + 4)?,
@@ -106,7 +106,7 @@ impl Raw {
     fn finish(self) -> Result<VerdictRow> {
         Ok(VerdictRow {
             turn_id: parse("turn_id", &self.turn_id)?,
-            child: parse("child", &self.child)?,
+            child: self.child.map(|child| parse("child", &child)).transpose()?,
             votes: parse_json("votes", self.votes.as_bytes())?,
             hints: parse_json("hints", self.hints.as_bytes())?,
             kind: self.kind.map(|kind| parse("kind", &kind)).transpose()?,
@@ -128,39 +128,18 @@ impl Store {
         let missing = || StoreError::Missing { what: "turn", id: row.turn_id.to_string() };
         let id = id.ok_or_else(missing)?;
         // Judged before it was forgotten, written after: its words must not come back.
-        if is_forgotten(&write, row.turn_id, false)? || is_forgotten(&write, row.child, false)? {
-            return Ok(false);
+        for turn in std::iter::once(row.turn_id).chain(row.child) {
+            if is_forgotten(&write, turn, false)? {
+                return Ok(false);
+            }
         }
-        let new = write.execute(
-            "INSERT INTO verdicts
-             (turn, child, verdict, source, reason, votes, hints, judge, judged_ms, kind,
-              llm_model, llm_prompt, llm_prompt_tokens, llm_completion_tokens, llm_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
-             ON CONFLICT (turn) DO NOTHING",
-            params![
-                id,
-                row.child.to_string(),
-                row.verdict,
-                row.source,
-                row.reason,
-                row.votes.to_string(),
-                Value::from(row.hints.clone()).to_string(),
-                row.judge,
-                row.judged_ms,
-                row.kind.map(StateKind::as_str),
-                row.llm.as_ref().map(|llm| &llm.model),
-                row.llm.as_ref().map(|llm| &llm.prompt),
-                row.llm.as_ref().map(|llm| int(llm.prompt_tokens)),
-                row.llm.as_ref().map(|llm| int(llm.completion_tokens)),
-                row.llm.as_ref().map(|llm| int(llm.duration_ms)),
-            ],
-        )?;
+        let new = put_verdict(&write, id, row, false)?;
         write.execute("UPDATE turns SET judged = 1 WHERE id = ?1", [id])?;
-        if new == 1 {
+        if new {
             facets::judged(&write, id, row.verdict)?;
         }
         write.commit()?;
-        Ok(new == 1)
+        Ok(new)
     }
 
     /// The verdict of a turn, if there is one.
@@ -174,7 +153,7 @@ impl Store {
     }
 
     /// Turns of a route that a round can learn from, oldest first: a verdict that is not 0, or
-    /// hints, and not yet in the train split of a finished round.
+    /// hints, or a demonstration, and not yet in the train split of a finished round.
     pub fn trainable(&self, route: &str, limit: usize) -> Result<Vec<(StoredTurn, VerdictRow)>> {
         let sql = format!(
             "SELECT v.turn, {COLUMNS} FROM verdicts v JOIN turns t ON t.id = v.turn
@@ -189,8 +168,44 @@ impl Store {
     }
 }
 
+/// Writes a verdict's row. `replace`: also where one stands. Returns whether it was written.
+pub(super) fn put_verdict(
+    conn: &Connection,
+    turn: i64,
+    row: &VerdictRow,
+    replace: bool,
+) -> Result<bool> {
+    let or = if replace { "REPLACE" } else { "IGNORE" };
+    let sql = format!(
+        "INSERT OR {or} INTO verdicts
+         (turn, child, verdict, source, reason, votes, hints, judge, judged_ms, kind,
+          llm_model, llm_prompt, llm_prompt_tokens, llm_completion_tokens, llm_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
+    );
+    let written = conn.prepare_cached(&sql)?.execute(params![
+        turn,
+        row.child.map(|child| child.to_string()),
+        row.verdict,
+        row.source,
+        row.reason,
+        row.votes.to_string(),
+        Value::from(row.hints.clone()).to_string(),
+        row.judge,
+        row.judged_ms,
+        row.kind.map(StateKind::as_str),
+        row.llm.as_ref().map(|llm| &llm.model),
+        row.llm.as_ref().map(|llm| &llm.prompt),
+        row.llm.as_ref().map(|llm| int(llm.prompt_tokens)),
+        row.llm.as_ref().map(|llm| int(llm.completion_tokens)),
+        row.llm.as_ref().map(|llm| int(llm.duration_ms)),
+    ])?;
+    Ok(written == 1)
+}
+
 /// Which verdicts `v` of turns `t` can be learned from.
-pub(super) const TRAINABLE: &str = "(v.verdict <> 0 OR v.hints <> '[]') AND t.judgeable = 1
+pub(super) const TRAINABLE: &str = "(v.verdict <> 0 OR v.hints <> '[]' OR EXISTS (
+        SELECT 1 FROM feedback f WHERE f.turn = t.id AND f.kind = 'demonstration' AND f.weight > 0
+    )) AND t.judgeable = 1
     AND NOT EXISTS (
         SELECT 1 FROM round_turns rt JOIN rounds r ON r.round_id = rt.round_id
         WHERE rt.turn = t.id AND rt.split = 'train'

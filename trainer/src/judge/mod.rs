@@ -13,6 +13,7 @@
 
 pub mod backoff;
 pub mod exchange;
+mod feedback;
 pub mod hint;
 pub mod llm;
 pub mod parse;
@@ -89,7 +90,8 @@ impl Judge {
         policies: &PolicySet,
     ) -> Result<PassReport, JudgeError> {
         let limit = TURNS_PER_PASS + self.waiting.min(WAITING_MAX);
-        let mut report = PassReport::default();
+        let judged = feedback::pass(store, policies, &self.clock)?;
+        let mut report = PassReport { judged, ..PassReport::default() };
         let mut questions = Vec::new();
         for item in store.unjudged(limit)? {
             match self.by_rule(store, policies, item)? {
@@ -263,7 +265,7 @@ impl Judge {
     ) -> VerdictRow {
         VerdictRow {
             turn_id: item.turn.turn_id,
-            child: item.child,
+            child: Some(item.child),
             verdict,
             source: source.to_owned(),
             reason,

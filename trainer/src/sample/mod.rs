@@ -159,7 +159,7 @@ impl Sampler<'_> {
             } else if *in_tenant >= self.round.per_tenant_max {
                 Err(Reason::TenantCap)
             } else {
-                let child = store.turn(verdict.child)?;
+                let child = verdict.child.map(|child| store.turn(child)).transpose()?.flatten();
                 self.sample(turn, verdict, child.map_or(0, |child| child.parent_choice))
             };
             match fate {

@@ -120,7 +120,7 @@ pub fn stored_turn(session: &str, question: &str, answer: &str, finish: &str) ->
 pub fn verdict(turn: &StoredTurn, verdict: i8, hints: &[&str]) -> VerdictRow {
     VerdictRow {
         turn_id: turn.turn_id,
-        child: TurnId::now(),
+        child: Some(TurnId::now()),
         verdict,
         source: "rule:test".into(),
         reason: String::new(),

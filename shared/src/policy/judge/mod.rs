@@ -6,18 +6,21 @@
 //!
 //! Invariant: a judge is checked as a whole: every expression compiles and every number is in range.
 
+mod feedback;
 mod hint;
 mod llm;
 mod rules;
 
 use serde::Deserialize;
 
+pub use feedback::FeedbackPolicy;
 pub use hint::{HintMode, HintPolicy};
 pub use llm::LlmJudge;
 pub use rules::{Pattern, RuleHit, Rules};
 
 use super::limits::Checker;
 use super::{PolicyError, parse_toml, short_hash};
+use feedback::RawFeedback;
 use hint::RawHint;
 use llm::RawLlm;
 use rules::RawRules;
@@ -35,6 +38,8 @@ pub struct JudgePolicy {
     pub llm: LlmJudge,
     /// Where hints come from.
     pub hint: HintPolicy,
+    /// What explicit feedback means.
+    pub feedback: FeedbackPolicy,
 }
 
 #[derive(Deserialize)]
@@ -45,6 +50,8 @@ struct RawJudge {
     llm: RawLlm,
     #[serde(default)]
     hint: RawHint,
+    #[serde(default)]
+    feedback: RawFeedback,
 }
 
 impl JudgePolicy {
@@ -57,6 +64,7 @@ impl JudgePolicy {
             rules: raw.rules.check(&check)?,
             llm: raw.llm.check(&check)?,
             hint: raw.hint.check(&check)?,
+            feedback: raw.feedback.check(&check)?,
         };
         if judge.hint.mode == HintMode::Llm && !judge.llm.enabled {
             let allowed = "\"off\" or \"verbatim\" while llm.enabled is false".to_owned();
