@@ -329,6 +329,17 @@ fn a_finished_round_uses_up_its_train_split_and_an_abandoned_one_does_not() {
     store.update_round(&row).unwrap();
     store.set_round_turns(&row.round_id, &[(p, Split::Holdout)]).unwrap();
     assert_eq!(store.trainable("chat", 9).unwrap().len(), 1, "a holdout is not used up");
+    let turn = store.turn(p).unwrap().unwrap();
+    let fell = |route: &str| store.session_split(route, &turn.tenant, &turn.session_id).unwrap();
+    assert_eq!((fell("chat"), fell("other")), (Some(Split::Holdout), None));
+    assert_eq!(store.session_split("chat", "nobody", &turn.session_id).unwrap(), None);
+    for (again, left) in [("00000000-again", 1), ("00000001-again", 0)] {
+        store.begin_round(&RoundRow { round_id: again.into(), ..row.clone() }).unwrap();
+        store.set_round_turns(again, &[(p, Split::Holdout)]).unwrap();
+        assert_eq!(store.trainable("chat", 9).unwrap().len(), left, "{again}");
+    }
+    store.set_round_turns("00000001-again", &[(p, Split::Train)]).unwrap();
+    assert_eq!(fell("chat"), Some(Split::Train), "teaching weighs more than testing");
     let stranger = store.set_round_turns(&row.round_id, &[(TurnId::now(), Split::Train)]);
     assert!(matches!(stranger, Err(StoreError::Missing { .. })));
     row.round_id = "nobody".into();

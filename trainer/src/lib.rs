@@ -5,6 +5,7 @@
 //! judge/ ─► sample/ ─► train/ ─► gate/ ─► publish.rs ─► driver/ (engine) and registry
 //!                    round.rs: all of it on one screen
 //! ```
+//! `external.rs` is another trainer's command in place of `train/`, `export/` the samples for it.
 //! `compute/` holds the arithmetic behind one trait; `work.rs` the files of a round; `run.rs` the
 //! process. No stage makes serving wait, and the process may be killed at any instruction.
 //!
@@ -13,6 +14,8 @@
 pub mod compute;
 pub mod driver;
 mod due;
+pub mod export;
+pub mod external;
 pub mod gate;
 pub mod judge;
 pub mod publish;

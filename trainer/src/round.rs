@@ -18,14 +18,17 @@
 //! abandoned (a fault that is not its samples': they are free again), with a reason.
 
 mod parts;
+mod training;
 
 pub use parts::{POOL_MAX, abandon, begin};
 
 use crate::compute::ComputeError;
+use crate::external::ExternalError;
 use crate::gate::{self, Case};
 use crate::publish::{self, PublishError};
+use crate::sample::preview::PreviewError;
 use crate::sample::split::SPLIT_MIN;
-use crate::train::{self, TrainEnd, TrainError};
+use crate::train::TrainError;
 use crate::work::{WorkDir, WorkError};
 use crate::workshop::{Workshop, WorkshopError};
 use hone_shared::policy::{Policies, Precision};
@@ -61,6 +64,8 @@ pub enum RoundError {
     Compute(#[from] ComputeError),
     Train(#[from] TrainError),
     Publish(#[from] PublishError),
+    Draw(#[from] PreviewError),
+    External(#[from] ExternalError),
 }
 
 /// Runs a round, new or unfinished, as far as it goes.
@@ -92,35 +97,22 @@ pub fn run(
         return finish(shop, row, RoundState::Abandoned, reason);
     }
 
-    // Train: own rollouts and live replies, one LoRA, a checkpoint after every update.
+    // Train: here, or by somebody else's command.
     advance(shop, row, RoundState::Training)?;
-    let threads = ground.route.train.threads;
-    let mut compute = parts::compute(shop, threads, ground.route.train.precision)?;
     let plan = parts::plan(shop, &ground, &batch)?;
     let stop = shop.shutdown.clone();
     let learns = parts::learns(&ground.route.name, policies);
-    let ends = || stop.is_cancelled() || !learns();
-    let candidate = match train::train(compute.as_mut(), &plan, &work, &ends) {
-        Ok(TrainEnd::Interrupted) | Err(TrainError::Compute(ComputeError::Interrupted))
-            if stop.is_cancelled() =>
-        {
-            return parts::interrupted(&work);
-        }
-        trained => trained?,
+    let candidate = match training::train(shop, row, &ground, &plan, &work, &learns)? {
+        Ok(candidate) => candidate,
+        Err(end) => return Ok(end),
     };
-    let candidate = match candidate {
-        TrainEnd::Done(candidate) => candidate,
-        TrainEnd::Interrupted => return parts::turned_off(shop, row),
-        TrainEnd::Stopped(reason) => return finish(shop, row, RoundState::Failed, reason),
-    };
-    row.metrics["updates"] = json!(work.metrics()?);
-    drop(compute); // One copy of the weights at a time.
     if !learns() {
         return parts::turned_off(shop, row);
     }
 
     // Gate: better on held-out turns, itself on neutral prompts, or it goes no further.
     advance(shop, row, RoundState::Gating)?;
+    let threads = ground.route.train.threads;
     let mut compute = parts::compute(shop, threads, Precision::F32)?;
     let case = Case {
         candidate: &candidate,
@@ -131,6 +123,8 @@ pub fn run(
         gate: &ground.gate,
     };
     let report = gate::examine(compute.as_mut(), &shop.renderer, &case);
+    // A stop while gating is looked at below; the plot is for people and never in the way.
+    work.plot(&gate::plot::svg(&work.metrics()?, &report, &row.round_id));
     if stop.is_cancelled() {
         return parts::interrupted(&work); // It may have been refused for want of an answer.
     }

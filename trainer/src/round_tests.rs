@@ -136,7 +136,7 @@ fn a_round_publishes_nothing_once_a_turn_of_it_was_forgotten() {
     assert_eq!(shop.registry.list().unwrap(), []);
     let files = std::fs::read_dir(shop.data.rounds_dir().join(&row.round_id)).unwrap();
     let names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
-    assert!(names.iter().all(|name| name == "metrics.jsonl"), "{names:?}");
+    assert!(names.iter().all(|name| name == "metrics.jsonl" || name == "report.svg"), "{names:?}");
 }
 
 #[test]
@@ -212,12 +212,14 @@ fn a_round_that_kills_the_trainer_again_and_again_is_given_up() {
 }
 
 #[test]
-fn a_finished_round_leaves_only_its_metrics() {
+fn a_finished_round_leaves_only_its_metrics_and_their_plot() {
     let it = prepared(CORRECTION);
     let (_, row) = it.round(&[EASY]);
     let dir = it.lab.data.rounds_dir().join(&row.round_id);
     let names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names, ["metrics.jsonl"]);
+    let mut names = names;
+    names.sort();
+    assert_eq!(names, ["metrics.jsonl", "report.svg"]);
 }
 
 /// The real kernels, with something done before each draw and each gradient. The numbers are how
@@ -400,3 +402,6 @@ fn a_route_whose_learning_is_turned_off_gets_no_further_and_keeps_its_samples() 
     }
     assert!(n > 5, "a round asks before every update, the gate and publishing: {n}");
 }
+
+#[path = "round_external_tests.rs"]
+mod external;

@@ -6,6 +6,8 @@
 //!   checkpoint.safetensors  adapter, Adam moments, step
 //!   metrics.jsonl           one line per update
 //!   starts                  how often this round was begun or resumed
+//!   report.svg              updates and gate as a picture
+//!   external/               see external.rs
 //! ```
 //! Invariant: every file but `metrics.jsonl` appears whole or not at all (temporary name, fsync,
 //! rename, fsync of the directory); `metrics.jsonl` has exactly one line per update in the
@@ -23,6 +25,8 @@ const SAMPLES: &str = "samples.json";
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const METRICS: &str = "metrics.jsonl";
 const STARTS: &str = "starts";
+const PLOT: &str = "report.svg";
+const EXTERNAL: &str = "external";
 /// Directories of finished rounds that are kept, newest first.
 pub const ROUNDS_KEPT_MAX: usize = 100;
 
@@ -161,8 +165,21 @@ impl WorkDir {
         self.put(METRICS, |file| file.write_all(&text))
     }
 
-    /// Removes what only an unfinished round needs; the metrics stay.
+    /// Keeps the plot of the round, best effort.
+    pub fn plot(&self, svg: &str) {
+        if let Err(error) = self.put(PLOT, |file| file.write_all(svg.as_bytes())) {
+            tracing::warn!(%error, "the round has no plot");
+        }
+    }
+
+    /// Removes what only an unfinished round needs; metrics, plot and log stay.
     pub fn close(&self) {
+        let external = self.0.join(EXTERNAL);
+        if let Err(error) = fs::remove_dir_all(&external)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %external.display(), %error, "cannot remove a round's files");
+        }
         for name in [CHECKPOINT, SAMPLES, STARTS] {
             let path = self.0.join(name);
             if let Err(error) = fs::remove_file(&path)

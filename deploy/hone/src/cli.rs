@@ -49,6 +49,10 @@ pub enum Command {
     Turns(TurnsArgs),
     /// Say what an answer or an episode was worth.
     Feedback(crate::feedback::FeedbackArgs),
+    /// Show what a route's next round would learn from, and why the rest is left out.
+    Samples(SamplesArgs),
+    /// Write what a route's next round would learn from as JSON Lines and Parquet.
+    Export(ExportArgs),
     /// Remove a session, a tenant, a turn or a text, and everything that was learned from it.
     Forget(crate::forget::ForgetArgs),
     /// Obtain and list models.

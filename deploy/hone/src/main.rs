@@ -15,6 +15,7 @@ mod os;
 mod policy;
 mod rollback;
 mod route;
+mod samples;
 mod serve;
 mod status;
 mod turns;
@@ -51,6 +52,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Route(args) => route::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Turns(args) => turns::run(&args),
+        Command::Samples(args) => samples::show(&args),
+        Command::Export(args) => samples::export(&args),
         Command::Feedback(args) => feedback::run(&args),
         Command::Forget(args) => forget::run(&args),
         Command::Model(args) => model::run(args),

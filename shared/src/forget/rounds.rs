@@ -23,10 +23,11 @@ pub(super) fn empty(rounds: &Path, round_id: &str) -> Result<(), ForgetError> {
     };
     for entry in entries {
         let path = entry.map_err(|error| failed(&dir, error))?.path();
-        if path.file_name().is_some_and(|name| name == KEPT) || path.is_dir() {
+        if path.file_name().is_some_and(|name| name == KEPT) {
             continue;
         }
-        match fs::remove_file(&path) {
+        // A directory is another trainer's: it holds the samples.
+        match if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) } {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(failed(&path, error));
             }

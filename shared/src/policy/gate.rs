@@ -26,6 +26,12 @@ pub struct GatePolicy {
     pub repetition_max: f64,
     /// Least share of replies that end by themselves, or the incumbent's share if that is lower.
     pub ended_share_min: f64,
+    /// Largest share of replies that refuse, or the incumbent's share if that is higher.
+    pub refusal_share_max: f64,
+    /// Least mean length of replies, as a part of the incumbent's.
+    pub length_ratio_min: f64,
+    /// Largest share of replies with one phrase in common, or the incumbent's if that is higher.
+    pub phrase_share_max: f64,
     /// Tokens of a reply.
     pub reply_tokens_max: usize,
     /// Replies per prompt.
@@ -40,6 +46,9 @@ struct RawGate {
     neutral_kl_max: Option<f64>,
     repetition_max: Option<f64>,
     ended_share_min: Option<f64>,
+    refusal_share_max: Option<f64>,
+    length_ratio_min: Option<f64>,
+    phrase_share_max: Option<f64>,
     reply_tokens_max: Option<f64>,
     replies: Option<f64>,
 }
@@ -63,6 +72,9 @@ impl GatePolicy {
             neutral_kl_max: check.real("gate.neutral_kl_max", raw.neutral_kl_max)?,
             repetition_max: check.real("gate.repetition_max", raw.repetition_max)?,
             ended_share_min: check.real("gate.ended_share_min", raw.ended_share_min)?,
+            refusal_share_max: check.real("gate.refusal_share_max", raw.refusal_share_max)?,
+            length_ratio_min: check.real("gate.length_ratio_min", raw.length_ratio_min)?,
+            phrase_share_max: check.real("gate.phrase_share_max", raw.phrase_share_max)?,
             reply_tokens_max: check.count("gate.reply_tokens_max", raw.reply_tokens_max)?,
             replies: check.count("gate.replies", raw.replies)?,
         })

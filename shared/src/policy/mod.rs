@@ -50,7 +50,9 @@ pub use retention::RetentionPolicy;
 pub use round::RoundPolicy;
 pub use route::{CapturePolicy, RouteMatch, RoutePolicy, WhenFull};
 pub use traffic::TrafficPolicy;
-pub use train::{HintSelect, Loss, Precision, StopPolicy, Support, Teacher, TrainPolicy};
+pub use train::{
+    Engine, ExternalPolicy, HintSelect, Loss, Precision, StopPolicy, Support, Teacher, TrainPolicy,
+};
 pub use watch::{Policies, PolicyWatch};
 
 /// Most files in one policy directory.

@@ -20,8 +20,20 @@ pub struct RoundPolicy {
     pub holdout_share: f64,
     /// Samples of one session.
     pub per_session_max: usize,
+    /// Samples of one person, where the client names one.
+    pub per_user_max: usize,
     /// Samples of one tenant.
     pub per_tenant_max: usize,
+    /// Share of the samples that one of several tenants may have.
+    pub tenant_share_max: f64,
+    /// Share of the rewards that may have one sign, where both are there.
+    pub sign_share_max: f64,
+    /// Generations that a reply may be behind the served one.
+    pub generations_behind_max: usize,
+    /// Weight of the mean verdict of an episode's steps against its outcome.
+    pub step_coefficient: f64,
+    /// Rate at which the running mean of rewards follows, to be taken off them; 0 = none is.
+    pub baseline_rate: f64,
 }
 
 #[derive(Default, Deserialize)]
@@ -32,7 +44,13 @@ pub(super) struct RawRound {
     age_ms_max: Option<f64>,
     holdout_share: Option<f64>,
     per_session_max: Option<f64>,
+    per_user_max: Option<f64>,
     per_tenant_max: Option<f64>,
+    tenant_share_max: Option<f64>,
+    sign_share_max: Option<f64>,
+    generations_behind_max: Option<f64>,
+    step_coefficient: Option<f64>,
+    baseline_rate: Option<f64>,
 }
 
 impl RawRound {
@@ -43,7 +61,14 @@ impl RawRound {
             age_ms_max: check.long("round.age_ms_max", self.age_ms_max)?,
             holdout_share: check.real("round.holdout_share", self.holdout_share)?,
             per_session_max: check.count("round.per_session_max", self.per_session_max)?,
+            per_user_max: check.count("round.per_user_max", self.per_user_max)?,
             per_tenant_max: check.count("round.per_tenant_max", self.per_tenant_max)?,
+            tenant_share_max: check.real("round.tenant_share_max", self.tenant_share_max)?,
+            sign_share_max: check.real("round.sign_share_max", self.sign_share_max)?,
+            generations_behind_max: check
+                .count("round.generations_behind_max", self.generations_behind_max)?,
+            step_coefficient: check.real("round.step_coefficient", self.step_coefficient)?,
+            baseline_rate: check.real("round.baseline_rate", self.baseline_rate)?,
         };
         let (min, max) = (round.samples_min as f64, round.samples_max as f64);
         check.ordered(("round.samples_min", min), ("round.samples_max", max))?;

@@ -73,6 +73,28 @@ pub enum Support {
     Overlap,
 }
 
+/// Who trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// hone's own trainer.
+    #[default]
+    Native,
+    /// The command of `[train.external]`.
+    External,
+}
+
+/// The command that trains in place of hone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalPolicy {
+    /// Program and arguments, run without a shell.
+    pub command: Vec<String>,
+    /// Seconds after which it is ended.
+    pub timeout_s: u64,
+    /// Bytes of what it may say.
+    pub log_bytes_max: u64,
+}
+
 /// How a round trains. Units and meanings: [`super::LIMITS`].
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "every field is described in the table of limits")]
@@ -113,6 +135,8 @@ pub struct TrainPolicy {
     pub seed: u64,
     pub threads: usize,
     pub stop: StopPolicy,
+    /// The command that trains; `None`: hone does.
+    pub external: Option<ExternalPolicy>,
 }
 
 /// Anomalies that stop a round. Units and meanings: [`super::LIMITS`].
@@ -164,6 +188,19 @@ pub(super) struct RawTrain {
     threads: Option<f64>,
     #[serde(default)]
     stop: RawStop,
+    #[serde(default)]
+    engine: Engine,
+    #[serde(default)]
+    external: RawExternal,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawExternal {
+    #[serde(default)]
+    command: Vec<String>,
+    timeout_s: Option<f64>,
+    log_bytes_max: Option<f64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -208,6 +245,7 @@ impl RawTrain {
             seed: check.long("train.seed", self.seed)?,
             threads: check.count("train.threads", self.threads)?,
             stop: self.stop.check(check)?,
+            external: self.external.check(self.engine, check)?,
         })
     }
 }
@@ -221,5 +259,25 @@ impl RawStop {
             reply_tokens_min_mean: check
                 .real("train.stop.reply_tokens_min_mean", self.reply_tokens_min_mean)?,
         })
+    }
+}
+
+impl RawExternal {
+    fn check(
+        self,
+        engine: Engine,
+        check: &Checker<'_>,
+    ) -> Result<Option<ExternalPolicy>, PolicyError> {
+        let timeout_s = check.long("train.external.timeout_s", self.timeout_s)?;
+        let log_bytes_max = check.long("train.external.log_bytes_max", self.log_bytes_max)?;
+        if engine == Engine::Native {
+            return Ok(None);
+        }
+        if self.command.first().is_none_or(|program| program.trim().is_empty()) {
+            let found = format!("{:?}", self.command);
+            let allowed = "a program and its arguments, for engine = \"external\"".to_owned();
+            return Err(check.refuse("train.external.command", &found, allowed));
+        }
+        Ok(Some(ExternalPolicy { command: self.command, timeout_s, log_bytes_max }))
     }
 }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -282,5 +282,25 @@ impl Store {
             Ok((parse("turn_id", &turn)?, parse("split", &split)?))
         };
         rows.into_iter().map(both).collect()
+    }
+
+    /// Where a session fell in the finished rounds of a route. One that taught in any of them
+    /// counts as such; `None`: it was in none.
+    pub fn session_split(
+        &self,
+        route: &str,
+        tenant: &str,
+        session_id: &str,
+    ) -> Result<Option<Split>> {
+        let mut find = self.conn.prepare_cached(
+            "SELECT rt.split FROM turns t JOIN round_turns rt ON rt.turn = t.id
+             JOIN rounds r ON r.round_id = rt.round_id
+             WHERE t.session_id = ?1 AND t.tenant = ?2 AND r.route = ?3
+               AND r.state IN ('promoted', 'refused', 'failed')
+             ORDER BY rt.split = 'holdout' LIMIT 1",
+        )?;
+        let found: Option<String> =
+            find.query_row([session_id, tenant, route], |row| row.get(0)).optional()?;
+        found.map(|text| parse("split", &text)).transpose()
     }
 }

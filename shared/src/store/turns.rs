@@ -39,6 +39,8 @@ pub struct StoredTurn {
     pub alias: String,
     /// Keyed hash of the client's credentials.
     pub tenant: String,
+    /// Keyed hash of the person that the client names; empty: it names none.
+    pub person: String,
     /// Request path.
     pub path: String,
     /// The model that was asked for.
@@ -83,7 +85,8 @@ pub struct JudgeItem {
 const SELECT: &str = "SELECT t.turn_id, t.session_id, p.turn_id, t.parent_choice, t.link,
     t.link_confidence, t.route, t.mode, t.alias, t.tenant, t.path, t.model, t.generation,
     t.started_ms, t.first_byte_ms, t.duration_ms, t.status, t.outcome, t.stream, t.params,
-    t.prompt, t.prompt_tokens, t.completion_tokens, t.repeat_of, t.retry, t.response_id
+    t.prompt, t.prompt_tokens, t.completion_tokens, t.repeat_of, t.retry, t.response_id,
+    t.person
     FROM turns t LEFT JOIN turns p ON p.id = t.parent WHERE t.id = ?1";
 
 /// The columns that need no parsing are in `turn` already; the rest as text and row numbers.
@@ -117,6 +120,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Raw> {
             mode: Mode::Off,
             alias: row.get(8)?,
             tenant: row.get(9)?,
+            person: row.get(26)?,
             path: row.get(10)?,
             model: row.get(11)?,
             generation: Generation::base(),

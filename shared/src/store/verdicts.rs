@@ -116,8 +116,8 @@ impl Raw {
 }
 
 impl Store {
-    /// Records a verdict. `false`: one stands already, the turn or its child was forgotten, or the turn was judged from nothing that is
-    /// stored.
+    /// Records a verdict. `false`: one stands already, the turn or its child was forgotten, or the
+    /// turn was judged from nothing that is stored.
     pub fn insert_verdict(&self, row: &VerdictRow) -> Result<bool> {
         let write = self.write()?;
         let id: Option<i64> = write
@@ -153,7 +153,8 @@ impl Store {
     }
 
     /// Turns of a route that a round can learn from, oldest first: a verdict that is not 0, or
-    /// hints, or a demonstration, and not yet in the train split of a finished round.
+    /// hints, a demonstration or an outcome of its episode; not yet in the train split of a
+    /// finished round, nor held out in three of them.
     pub fn trainable(&self, route: &str, limit: usize) -> Result<Vec<(StoredTurn, VerdictRow)>> {
         let sql = format!(
             "SELECT v.turn, {COLUMNS} FROM verdicts v JOIN turns t ON t.id = v.turn
@@ -202,11 +203,19 @@ pub(super) fn put_verdict(
     Ok(written == 1)
 }
 
-/// Which verdicts `v` of turns `t` can be learned from.
+/// Which verdicts `v` of turns `t` can be learned from. What was held out tests the next two rounds
+/// as well; then it goes, so that old tests do not fill the pool.
 pub(super) const TRAINABLE: &str = "(v.verdict <> 0 OR v.hints <> '[]' OR EXISTS (
         SELECT 1 FROM feedback f WHERE f.turn = t.id AND f.kind = 'demonstration' AND f.weight > 0
+    ) OR EXISTS (
+        SELECT 1 FROM turns s JOIN feedback f ON f.turn = s.id
+        WHERE s.session_id = t.session_id AND s.tenant = t.tenant
+          AND f.kind = 'outcome' AND f.weight > 0
     )) AND t.judgeable = 1
     AND NOT EXISTS (
         SELECT 1 FROM round_turns rt JOIN rounds r ON r.round_id = rt.round_id
         WHERE rt.turn = t.id AND rt.split = 'train'
-          AND r.state IN ('promoted', 'refused', 'failed'))";
+          AND r.state IN ('promoted', 'refused', 'failed'))
+    AND (SELECT count(*) FROM round_turns rt JOIN rounds r ON r.round_id = rt.round_id
+         WHERE rt.turn = t.id AND rt.split = 'holdout'
+           AND r.state IN ('promoted', 'refused', 'failed')) < 3";

@@ -20,7 +20,13 @@ fn good() -> (Signal, Neutral) {
 }
 
 fn strict() -> GatePolicy {
-    GatePolicy { neutral_kl_max: 0.5, repetition_max: 0.35, ended_share_min: 0.5, ..gate_policy() }
+    GatePolicy {
+        neutral_kl_max: 0.5,
+        repetition_max: 0.35,
+        ended_share_min: 0.5,
+        phrase_share_max: 0.5,
+        ..gate_policy()
+    }
 }
 
 #[test]
@@ -45,6 +51,10 @@ fn each_fault_is_an_objection_with_its_number() {
         (signal, Neutral { repetition: 0.9, ..neutral }, "repetition"),
         (signal, Neutral { empty_share: 0.5, ..neutral }, "empty"),
         (signal, Neutral { ended_share: 0.05, ..neutral }, "end"),
+        (signal, Neutral { refusal_share: 0.3, ..neutral }, "refuse"),
+        (signal, Neutral { phrase_share: 0.6, ..neutral }, "phrase"),
+        (signal, Neutral { tokens_mean_incumbent: 300.0, ..neutral }, "mean length"),
+        (Signal { demonstrated_turns: 1, ..signal }, neutral, "demonstrations"),
     ];
     for (signal, neutral, word) in cases {
         let report = judge(&strict(), signal, neutral);

@@ -5,6 +5,7 @@
 //! error: the candidate is refused, with the reason and every number.
 
 mod neutral;
+pub mod plot;
 mod signal;
 
 pub use neutral::{EMPTY_SHARE_MAX, Neutral};
@@ -105,6 +106,7 @@ pub fn examine(compute: &mut dyn Compute, renderer: &Renderer, case: &Case<'_>) 
     let measured = signal::measure(compute, &contest, case.holdout).and_then(|signal| {
         let neutral = neutral::measure(
             compute,
+            renderer,
             case.candidate,
             case.incumbent,
             &prompts,
@@ -130,16 +132,35 @@ pub fn judge(policy: &GatePolicy, signal: Signal, neutral: Neutral) -> Report {
         let what = "gain on held-out rewarded turns (nats/token)";
         objections.extend(under(what, signal.rewarded_gain, policy.margin));
     }
+    if signal.demonstrated_turns > 0 {
+        let what = "gain on held-out demonstrations (nats/token)";
+        objections.extend(under(what, signal.demonstrated_gain, policy.margin));
+    }
     // A base model that hardly ever ends within the cap must not keep every candidate out.
     let ended_min = policy.ended_share_min.min(neutral.ended_share_incumbent);
     let limits = [
         under("share of neutral replies that end", neutral.ended_share, ended_min),
         over("KL to the base on neutral replies", neutral.kl, policy.neutral_kl_max),
         over("repetition in neutral replies", neutral.repetition, policy.repetition_max),
+        over(
+            "share of neutral replies that refuse",
+            neutral.refusal_share,
+            policy.refusal_share_max.max(neutral.refusal_share_incumbent),
+        ),
+        over(
+            "share of neutral replies with one phrase in common",
+            neutral.phrase_share,
+            policy.phrase_share_max.max(neutral.phrase_share_incumbent),
+        ),
+        under(
+            "mean length of neutral replies (tokens)",
+            neutral.tokens_mean,
+            policy.length_ratio_min * neutral.tokens_mean_incumbent,
+        ),
         over("share of empty neutral replies", neutral.empty_share, EMPTY_SHARE_MAX),
     ];
     objections.extend(limits.into_iter().flatten());
-    if signal.hinted_turns + signal.rewarded_turns == 0 {
+    if signal.hinted_turns + signal.rewarded_turns + signal.demonstrated_turns == 0 {
         objections.push("no held-out turn carries a signal".into());
     }
     let passed = objections.is_empty();
@@ -169,3 +190,7 @@ fn neutral_prompts(renderer: &Renderer, policy: &GatePolicy) -> Vec<Vec<u32>> {
 #[cfg(test)]
 #[path = "gate_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "planted_tests.rs"]
+mod planted;

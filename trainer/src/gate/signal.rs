@@ -5,6 +5,8 @@
 //! turns: the same difference on the live reply, times the reward. A turn with both counts as
 //! hinted; its reward gain is reported but not tested (the hint says more than the sign).
 //!
+//! Demonstrated turns: how much more likely the candidate finds what a person would have answered.
+//!
 //! Invariant: both adapters are measured on the same tokens.
 
 use super::GateError;
@@ -32,6 +34,10 @@ pub struct Signal {
     pub rewarded_gain: f64,
     /// The same over the turns that have a hint as well; reported only.
     pub rewarded_gain_of_hinted: f64,
+    /// Held-out turns that a person answered anew.
+    pub demonstrated_turns: usize,
+    /// Mean gain in ln p of those answers.
+    pub demonstrated_gain: f64,
 }
 
 /// Who is compared, and how the teacher draws.
@@ -77,6 +83,13 @@ pub fn measure(
     }
     out.rewarded_turns = rewarded.len();
     out.rewarded_gain = reward_gain(compute, contest, &rewarded)?;
+    let shown = |s: &Sample| Some(s.plain_with(s.demonstration.as_ref()?));
+    let demonstrated: Vec<Sequence> = holdout.iter().filter_map(shown).collect();
+    out.demonstrated_turns = demonstrated.len();
+    if !demonstrated.is_empty() {
+        let (candidate, incumbent) = both(compute, contest, &demonstrated)?;
+        out.demonstrated_gain = mean(&candidate) - mean(&incumbent);
+    }
     Ok(out)
 }
 

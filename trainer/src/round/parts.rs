@@ -5,7 +5,8 @@
 use super::{End, RoundError};
 use crate::compute::Compute;
 use crate::publish::{self, Move, PublishError, Publisher};
-use crate::sample::{Batch, Sampler};
+use crate::sample::Batch;
+use crate::sample::preview::Source;
 use crate::train::Plan;
 use crate::work::WorkDir;
 use crate::workshop::Workshop;
@@ -22,8 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Judged turns that one round looks at.
-pub const POOL_MAX: usize = 1_024;
+pub use crate::sample::preview::POOL_MAX;
 
 /// What a round stands on: policies and the incumbent.
 pub struct Ground {
@@ -128,26 +128,20 @@ pub fn draw(
     ground: &Ground,
     work: &WorkDir,
 ) -> Result<Batch, RoundError> {
-    let mut pool = shop.store.trainable(&row.route, POOL_MAX)?;
-    // The route may have taken other tenants when these were stored.
-    pool.retain(|(turn, _)| ground.route.matches.takes_tenant(&turn.tenant));
-    let has_generation =
-        |generation: &Generation| generation.is_base() || shop.registry.get(generation).is_ok();
-    let sampler = Sampler {
-        renderer: &shop.renderer,
-        round: &ground.route.round,
-        train: &ground.route.train,
-        hint_label: &ground.judge.hint.label,
-        has_generation: &has_generation,
-        secret: &shop.secret,
-        round_id: &row.round_id,
-    };
-    let batch = sampler.draw(&shop.store, &pool)?;
+    let (store, registry) = (&shop.store, &shop.registry);
+    let source = Source { store, registry, renderer: &shop.renderer, secret: &shop.secret };
+    let pool = source.pool(&ground.route)?;
+    let batch = source.draw(&ground.route, &ground.judge.hint.label, &pool)?.batch;
+    let baseline = source.baseline(&row.route)?;
+    let rate = ground.route.round.baseline_rate;
+    let follows = |mean: f64| (1.0 - rate) * baseline + rate * mean;
+    row.metrics["reward_baseline"] = json!(batch.reward_mean.map_or(baseline, follows));
     row.metrics["seen"] = json!(batch.seen);
     row.metrics["samples"] = json!({
         "train": batch.train.len(),
         "holdout": batch.holdout.len(),
         "dropped": batch.dropped,
+        "muted": batch.muted,
     });
     tracing::info!(
         round = row.round_id,

@@ -25,20 +25,34 @@ pub enum Reason {
     TooShort,
     /// The same few tokens again and again.
     Repetitive,
-    /// Neither a reward nor a hint, or the weights of both are zero.
+    /// The answer was cut at its token limit, and judged good.
+    Truncated,
+    /// The answer refuses, and was judged good.
+    Refusal,
+    /// The same prompt and reply again in the same session.
+    Duplicate,
+    /// The generation that answered is more than `generations_behind_max` behind.
+    Stale,
+    /// Neither a reward nor a hint nor a demonstration, or their weights are zero.
     NoSignal,
+    /// All attempts at the step of its task were equally good.
+    ConstantGroup,
     /// The session already has `per_session_max` samples.
     SessionCap,
-    /// The tenant already has `per_tenant_max` samples.
+    /// The person already has `per_user_max` samples.
+    UserCap,
+    /// The tenant already has `per_tenant_max` samples, or its share of the round.
     TenantCap,
+    /// Too many rewards of one sign, and nothing else to learn from.
+    SignCap,
     /// The round is full; it stays for the next one.
     RoundFull,
 }
 
 impl Reason {
-    /// Whether the turn may still be used by a later round, through no merit of its own.
-    pub fn is_leftover(self) -> bool {
-        matches!(self, Self::SessionCap | Self::TenantCap | Self::RoundFull)
+    /// Whether the round has not even looked at the turn, so that it may start the next one.
+    pub fn is_untouched(self) -> bool {
+        self == Self::RoundFull
     }
 }
 
@@ -80,9 +94,46 @@ pub fn repeated_share(tokens: &[u32]) -> f64 {
     if total == 0 { 0.0 } else { 1.0 - counts.len() as f64 / total as f64 }
 }
 
+/// How refusals begin, in lower case. Only the beginning counts: "I cannot" further on may be about
+/// anything.
+const REFUSALS: [&str; 16] = [
+    "i'm sorry, but i can",
+    "i am sorry, but i can",
+    "sorry, but i can",
+    "sorry, i can't",
+    "i'm sorry, i can't",
+    "i apologize, but i can",
+    "i can't help with",
+    "i can't assist with",
+    "i cannot help with",
+    "i cannot assist with",
+    "i cannot fulfill",
+    "i'm unable to",
+    "i am unable to",
+    "as an ai language model, i can",
+    "es tut mir leid, aber ich kann",
+    "je suis désolé, mais je ne peux",
+];
+
+/// Whether a reply begins by refusing.
+pub fn is_refusal(text: &str) -> bool {
+    let begin: String = text.trim_start().chars().take(60).collect();
+    let begin = begin.to_lowercase().replace('\u{2019}', "'");
+    REFUSALS.iter().any(|refusal| begin.starts_with(refusal))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_known_by_its_beginning() {
+        assert!(is_refusal("  I\u{2019}m sorry, but I can\u{2019}t help with that."));
+        assert!(is_refusal("I cannot assist with this request."));
+        assert!(!is_refusal("You can do it. I cannot help with the rest."));
+        assert!(!is_refusal("I'm sorry to hear that."));
+        assert!(!is_refusal(""));
+    }
 
     #[test]
     fn a_reply_of_two_tokens_is_garbage() {

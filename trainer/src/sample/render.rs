@@ -111,6 +111,11 @@ impl Renderer {
         self.tokenizer.decode(tokens, true).unwrap_or_default()
     }
 
+    /// The text of a prompt's tokens with its special tokens, for other trainers.
+    pub fn whole_text(&self, tokens: &[u32]) -> String {
+        self.tokenizer.decode(tokens, false).unwrap_or_default()
+    }
+
     /// What the template renders for the answer, without the end token and what follows it.
     fn rendered_answer(
         &self,

@@ -5,6 +5,9 @@ use crate::judge::exchange::text_of;
 use crate::testing::lab::{Lab, stored_turn, verdict};
 use crate::testing::route_policy;
 use hone_shared::policy::RoutePolicy;
+use hone_shared::store::{Split, StoredTurn, VerdictRow};
+use hone_shared::turn::{Generation, Outcome};
+use render::Renderer;
 use serde_json::json;
 
 const HINT: &str = "Answer in one short sentence.";
@@ -21,17 +24,27 @@ fn desk() -> Desk {
     Desk { lab, renderer, route: route_policy() }
 }
 
-fn draw(desk: &Desk, pool: &[(StoredTurn, VerdictRow)]) -> Batch {
+fn drawn(desk: &Desk, pool: &[(StoredTurn, VerdictRow)]) -> Drawn {
+    // `bb…b07` is seven generations behind; any other is not at hand.
+    let behind = |generation: &Generation| match generation.as_str() {
+        name if generation.is_base() || name.is_empty() => Some(0),
+        name => name.strip_prefix(&"b".repeat(62)).and_then(|n| n.parse().ok()),
+    };
     let sampler = Sampler {
         renderer: &desk.renderer,
+        route: "chat",
         round: &desk.route.round,
         train: &desk.route.train,
         hint_label: "[hint]",
-        has_generation: &|generation| generation.is_base(),
+        behind: &behind,
+        baseline: 0.0,
         secret: &[1; 32],
-        round_id: "r",
     };
     sampler.draw(&desk.lab.store, pool).unwrap()
+}
+
+fn draw(desk: &Desk, pool: &[(StoredTurn, VerdictRow)]) -> Batch {
+    drawn(desk, pool).batch
 }
 
 /// A pool of turns of different sessions.
@@ -135,9 +148,15 @@ fn caps_hold_per_session_tenant_and_round() {
     let mut desk = desk();
     let round = &mut desk.route.round;
     (round.per_session_max, round.per_tenant_max, round.samples_max) = (2, 4, 5);
+    let count = std::cell::Cell::new(0);
     let turn = |session: &str, tenant: &str| StoredTurn {
         tenant: tenant.into(),
-        ..stored_turn(session, "q", "some words", "stop")
+        ..stored_turn(
+            session,
+            &format!("q{}", count.replace(count.get() + 1)),
+            "some words",
+            "stop",
+        )
     };
     let mut turns: Vec<StoredTurn> = (0..3).map(|_| turn("a", "x")).collect();
     turns.extend((0..3).map(|i| turn(&format!("b{i}"), "x")));
@@ -182,4 +201,112 @@ fn the_answer_that_the_user_went_on_from_is_the_one_that_is_used() {
     // The verdict's child is not in the store, so the first choice is taken.
     let sample = only(&desk, turn.clone(), verdict(&turn, 1, &[])).unwrap();
     assert_eq!(desk.renderer.text(&sample.response), text_of(&turn.choices[0].message));
+}
+
+#[test]
+fn up_to_three_hints_teach_and_further_ones_do_not() {
+    let desk = desk();
+    let turn = stored_turn("s", "q", "some words", "stop");
+    let hints = ["Be brief, please.", "Answer in French.", "Use no lists at all.", "Say it twice."];
+    let sample = only(&desk, turn.clone(), verdict(&turn, -1, &hints)).unwrap();
+    assert_eq!(sample.teachers.len(), HINTS_MAX);
+    let last = desk.renderer.text(&sample.teachers[2]);
+    assert!(last.contains(hints[2]), "{last}");
+}
+
+#[test]
+fn praise_for_half_an_answer_or_for_a_refusal_is_dropped_and_blame_is_not() {
+    let desk = desk();
+    let cases = [
+        ("some words and more", "length", "truncated"),
+        ("I'm sorry, but I can't help with that.", "stop", "refusal"),
+    ];
+    for (answer, finish, reason) in cases {
+        let turn = stored_turn("s", "q", answer, finish);
+        assert_eq!(only(&desk, turn.clone(), verdict(&turn, 1, &[])), Err(reason.into()));
+        assert!(only(&desk, turn.clone(), verdict(&turn, -1, &[])).is_ok());
+    }
+}
+
+#[test]
+fn the_same_reply_to_the_same_prompt_counts_once_in_a_session() {
+    let desk = desk();
+    let turns = ["a", "a", "b"].map(|session| stored_turn(session, "q", "some words", "stop"));
+    let batch = draw(&desk, &pool(turns.to_vec()));
+    assert_eq!((batch.train.len(), batch.dropped["duplicate"]), (2, 1));
+}
+
+#[test]
+fn replies_of_generations_long_gone_are_stale() {
+    let desk = desk();
+    let of = |behind: usize| StoredTurn {
+        generation: Generation::parse(&format!("{}{behind:02}", "b".repeat(62))).unwrap(),
+        ..stored_turn("s", "q", "some words", "stop")
+    };
+    let limit = desk.route.round.generations_behind_max;
+    let turn = of(limit);
+    assert!(only(&desk, turn.clone(), verdict(&turn, -1, &[])).is_ok());
+    let turn = of(limit + 1);
+    assert_eq!(only(&desk, turn.clone(), verdict(&turn, -1, &[])), Err("stale".into()));
+}
+
+#[test]
+fn a_person_has_a_cap_over_all_sessions_and_nobody_in_particular_has_none() {
+    let mut desk = desk();
+    desk.route.round.per_user_max = 2;
+    let turn = |i: usize, person: &str| StoredTurn {
+        person: person.into(),
+        ..stored_turn(&format!("s{i}{person}"), &format!("q{i}"), "some words", "stop")
+    };
+    let mut turns: Vec<StoredTurn> = (0..4).map(|i| turn(i, "p")).collect();
+    turns.extend((0..4).map(|i| turn(i, "")));
+    let batch = draw(&desk, &pool(turns));
+    assert_eq!((batch.provenance().len(), batch.dropped["user_cap"]), (6, 2));
+}
+
+#[test]
+fn too_many_rewards_of_one_sign_are_muted_and_hints_go_on_teaching() {
+    let mut desk = desk();
+    desk.route.round.samples_min = 1;
+    let mut pool = Vec::new();
+    for i in 0..12 {
+        let turn = stored_turn(&format!("s{i}"), "q", "some words", "stop");
+        let hints: &[&str] = if i == 11 { &[HINT] } else { &[] };
+        pool.push((turn.clone(), verdict(&turn, if i < 2 { 1 } else { -1 }, hints)));
+    }
+    let found = drawn(&desk, &pool);
+    // Two of one sign allow eight of the other.
+    assert_eq!((found.batch.muted, found.batch.dropped["sign_cap"]), (2, 1));
+    let last = &found.fates[11];
+    assert!(last.split.is_some() && last.reward == 0.0 && last.hints == 1, "{last:?}");
+}
+
+#[test]
+fn attempts_at_a_task_become_advantages_and_those_that_ended_alike_are_dropped() {
+    let desk = desk();
+    let mut pool = Vec::new();
+    for (i, (task, sign)) in [("a", 1), ("a", -1), ("b", 1), ("b", 1)].into_iter().enumerate() {
+        let mut turn = stored_turn(&format!("s{i}"), "q", "some words", "stop");
+        turn.params = json!({"metadata": {"hone_task": task}});
+        pool.push((turn.clone(), verdict(&turn, sign, &[])));
+    }
+    let found = drawn(&desk, &pool);
+    let reward = |i: usize| found.fates[i].reward;
+    assert!((reward(0) - 1.0).abs() < 1e-5 && (reward(1) + 1.0).abs() < 1e-5);
+    assert_eq!(found.batch.dropped["constant_group"], 2);
+}
+
+#[test]
+fn every_turn_of_the_pool_has_exactly_one_fate() {
+    let desk = desk();
+    let turns = (0..6).map(|i| stored_turn(&format!("s{i}"), "q", "some words", "stop"));
+    let mut pool = pool(turns.collect());
+    let short = stored_turn("x", "q", "a", "stop");
+    pool.push((short.clone(), verdict(&short, 1, &[])));
+    let found = drawn(&desk, &pool);
+    assert_eq!(found.fates.len(), pool.len());
+    assert!(found.fates.iter().all(|f| f.split.is_some() != f.dropped.is_some()));
+    let count = |split| found.fates.iter().filter(|f| f.split == Some(split)).count();
+    assert_eq!(count(Split::Train), found.batch.train.len());
+    assert_eq!(count(Split::Holdout), found.batch.holdout.len());
 }

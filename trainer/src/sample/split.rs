@@ -1,45 +1,63 @@
 //! Which sessions are held out from training, to test the candidate on.
 //!
-//! Whole sessions, by a keyed hash of round and session: nobody outside can choose where a session
-//! falls, the split of a round is the same when it is resumed, and a session that was held out in
-//! one round may teach in a later one (a held-out turn was never trained on before it is tested).
+//! Whole sessions, by a keyed hash: nobody outside can choose where a session falls. A session
+//! stays where it first fell: one that taught is never tested on later, one that was tested on
+//! never teaches, so that no candidate is tested on a session that it has learned from. Only where
+//! every session of a round has taught before (one person in one long conversation) are the newest
+//! turns held out instead: better than no test.
 //!
-//! Invariant: with four samples or more, of at least two sessions, both parts have at least one; a
-//! session is never in both. With fewer samples nothing is held out, and the gate will refuse.
+//! Invariant: with four samples or more both parts have at least one, unless all of them belong to
+//! sessions that were held out before; a session is never in both but for the exception above. With
+//! fewer samples nothing is held out, and the gate will refuse.
 
+use hone_shared::store::Split;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// Fewest samples that are split.
 pub const SPLIT_MIN: usize = 4;
 
-/// For each sample's session whether it is held out.
-pub fn hold_out(secret: &[u8; 32], round_id: &str, sessions: &[&str], share: f64) -> Vec<bool> {
-    if sessions.len() < SPLIT_MIN {
-        return vec![false; sessions.len()];
+/// Tenant and session.
+pub type Session = (String, String);
+
+/// For each sample's session whether it is held out. `before` says where sessions fell earlier.
+pub fn hold_out(
+    secret: &[u8; 32],
+    sessions: &[Session],
+    before: &BTreeMap<Session, Option<Split>>,
+    share: f64,
+) -> Vec<bool> {
+    let total = sessions.len();
+    let fell = |session: &Session| before.get(session).copied().flatten();
+    if total < SPLIT_MIN {
+        return sessions.iter().map(|s| fell(s) == Some(Split::Holdout)).collect();
     }
-    let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut sizes: BTreeMap<&Session, usize> = BTreeMap::new();
     for session in sessions {
         *sizes.entry(session).or_default() += 1;
     }
-    if sizes.len() < 2 {
-        // One long session: its turns are split instead, the last ones held out.
-        let keep = sessions.len() - target(sessions.len(), share);
-        return (0..sessions.len()).map(|i| i >= keep).collect();
-    }
-    let mut ranked: Vec<([u8; 32], &str)> =
-        sizes.keys().map(|session| (rank(secret, round_id, session), *session)).collect();
+    let want = target(total, share);
+    let mut held: Vec<&Session> =
+        sizes.keys().copied().filter(|s| fell(s) == Some(Split::Holdout)).collect();
+    let mut count: usize = held.iter().filter_map(|s| sizes.get(*s)).sum();
+    let mut ranked: Vec<([u8; 32], &Session)> = sizes
+        .keys()
+        .filter(|session| fell(session).is_none())
+        .map(|session| (rank(secret, session), *session))
+        .collect();
     ranked.sort_unstable();
-    let want = target(sessions.len(), share);
-    let (mut held, mut count) = (Vec::new(), 0);
-    for (_, session) in &ranked {
+    for (_, session) in ranked {
         let size = sizes.get(session).copied().unwrap_or(0);
-        if count + size < sessions.len() && (held.is_empty() || count + size <= want) {
-            held.push(*session);
+        if count + size < total && (held.is_empty() || count + size <= want) {
+            held.push(session);
             count += size;
         }
     }
-    sessions.iter().map(|session| held.contains(session)).collect()
+    if held.is_empty() {
+        // Nothing else to test on: the newest turns.
+        return (0..total).map(|i| i >= total - want).collect();
+    }
+    sessions.iter().map(|session| held.contains(&session)).collect()
 }
 
 /// How many of `total` to hold out: the share, rounded, but at least 1 and not all.
@@ -48,9 +66,9 @@ fn target(total: usize, share: f64) -> usize {
     want.clamp(1, total - 1)
 }
 
-fn rank(secret: &[u8; 32], round_id: &str, session: &str) -> [u8; 32] {
+fn rank(secret: &[u8; 32], (tenant, session): &Session) -> [u8; 32] {
     let mut hash = Sha256::new();
-    for part in [secret.as_slice(), round_id.as_bytes(), session.as_bytes()] {
+    for part in [secret.as_slice(), tenant.as_bytes(), session.as_bytes()] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -63,25 +81,31 @@ mod tests {
 
     const SECRET: [u8; 32] = [7; 32];
 
-    fn split(sessions: &[&str], share: f64) -> Vec<bool> {
-        hold_out(&SECRET, "round", sessions, share)
+    fn named(sessions: &[&str]) -> Vec<Session> {
+        sessions.iter().map(|s| ("t".to_owned(), (*s).to_owned())).collect()
     }
 
-    fn held(sessions: &[&str], share: f64) -> usize {
-        split(sessions, share).iter().filter(|held| **held).count()
+    fn split(sessions: &[&str], share: f64) -> Vec<bool> {
+        hold_out(&SECRET, &named(sessions), &BTreeMap::new(), share)
+    }
+
+    fn many(n: usize) -> Vec<Session> {
+        (0..n).map(|i| ("t".to_owned(), format!("s{i}"))).collect()
+    }
+
+    fn held(parts: &[bool]) -> usize {
+        parts.iter().filter(|held| **held).count()
     }
 
     #[test]
     fn from_four_samples_on_both_parts_have_at_least_one() {
         for share in [0.0, 0.2, 0.9, 1.0] {
             for n in 4..20 {
-                let names: Vec<String> = (0..n).map(|i| format!("s{i}")).collect();
-                let sessions: Vec<&str> = names.iter().map(String::as_str).collect();
-                let count = held(&sessions, share);
+                let count = held(&hold_out(&SECRET, &many(n), &BTreeMap::new(), share));
                 assert!((1..n).contains(&count), "{count} of {n} at {share}");
             }
         }
-        assert_eq!(held(&["a", "b", "c"], 0.5), 0);
+        assert_eq!(held(&split(&["a", "b", "c"], 0.5)), 0);
     }
 
     #[test]
@@ -97,16 +121,45 @@ mod tests {
 
     #[test]
     fn the_split_is_the_same_again_and_another_with_another_key() {
-        let names: Vec<String> = (0..40).map(|i| format!("s{i}")).collect();
-        let sessions: Vec<&str> = names.iter().map(String::as_str).collect();
-        assert_eq!(split(&sessions, 0.2), split(&sessions, 0.2));
-        assert_eq!(held(&sessions, 0.2), 8);
-        assert_ne!(split(&sessions, 0.2), hold_out(&[8; 32], "round", &sessions, 0.2));
-        assert_ne!(split(&sessions, 0.2), hold_out(&SECRET, "next", &sessions, 0.2));
+        let sessions = many(40);
+        let split = |secret: u8| hold_out(&[secret; 32], &sessions, &BTreeMap::new(), 0.2);
+        assert_eq!(split(7), split(7));
+        assert_eq!(held(&split(7)), 8);
+        assert_ne!(split(7), split(8));
+        let others: Vec<Session> = sessions.iter().map(|(_, s)| ("u".into(), s.clone())).collect();
+        assert_ne!(split(7), hold_out(&[7; 32], &others, &BTreeMap::new(), 0.2));
     }
 
     #[test]
-    fn one_session_alone_holds_out_its_last_turns() {
-        assert_eq!(split(&["a"; 5], 0.2), [false, false, false, false, true]);
+    fn a_session_stays_where_it_fell_whoever_else_comes() {
+        let mut before: BTreeMap<Session, Option<Split>> = BTreeMap::new();
+        for round in 0..20usize {
+            // Some sessions go on, some are new.
+            let sessions: Vec<Session> = many(60).into_iter().skip(round * 2).take(9).collect();
+            let parts = hold_out(&SECRET, &sessions, &before, 0.2);
+            assert!((1..9).contains(&held(&parts)), "round {round}: {parts:?}");
+            for (session, held) in sessions.into_iter().zip(parts) {
+                let now = Some(if held { Split::Holdout } else { Split::Train });
+                let then = before.insert(session.clone(), now).flatten();
+                assert!(then.is_none() || then == now, "round {round}: {session:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_session_alone_holds_out_its_newest_turns_and_so_do_sessions_that_all_taught() {
+        let taught = |s: &str| (named(&[s])[0].clone(), Some(Split::Train));
+        let before = BTreeMap::from([taught("a"), taught("b")]);
+        let want = [false, false, false, false, true];
+        assert_eq!(hold_out(&SECRET, &named(&["a"; 5]), &before, 0.2), want);
+        assert_eq!(hold_out(&SECRET, &named(&["a", "b", "a", "b", "a"]), &before, 0.2), want);
+        assert_eq!(split(&["a"; 5], 0.2), want);
+    }
+
+    #[test]
+    fn what_was_held_out_never_teaches_even_in_a_round_of_its_own() {
+        let before = BTreeMap::from([(named(&["a"])[0].clone(), Some(Split::Holdout))]);
+        assert_eq!(hold_out(&SECRET, &named(&["a"; 5]), &before, 0.2), [true; 5]);
+        assert_eq!(hold_out(&SECRET, &named(&["a"; 2]), &before, 0.2), [true; 2]);
     }
 }

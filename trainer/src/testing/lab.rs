@@ -13,7 +13,7 @@ use hone_shared::clock::Clock;
 use hone_shared::data_dir::DataDir;
 use hone_shared::policy::PolicySet;
 use hone_shared::registry::Registry;
-use hone_shared::store::{Store, StoredTurn, VerdictRow};
+use hone_shared::store::{RoundRow, RoundState, Store, StoredTurn, VerdictRow};
 use hone_shared::turn::{Generation, Mode, Outcome, TurnId};
 use hone_shared::wire::Choice;
 use serde_json::{Value, json};
@@ -95,6 +95,7 @@ pub fn stored_turn(session: &str, question: &str, answer: &str, finish: &str) ->
         mode: Mode::Learn,
         alias: "chat".into(),
         tenant: "t".into(),
+        person: String::new(),
         path: "/v1/chat/completions".into(),
         model: None,
         generation: Generation::base(),
@@ -130,6 +131,21 @@ pub fn verdict(turn: &StoredTurn, verdict: i8, hints: &[&str]) -> VerdictRow {
         judged_ms: 0,
         kind: None,
         llm: None,
+    }
+}
+
+/// A finished round of a route.
+pub fn round(round_id: &str, route: &str) -> RoundRow {
+    RoundRow {
+        round_id: round_id.into(),
+        route: route.into(),
+        state: RoundState::Promoted,
+        started_ms: 1,
+        finished_ms: Some(2),
+        incumbent: Generation::base(),
+        candidate: None,
+        reason: String::new(),
+        metrics: json!({}),
     }
 }
 

@@ -15,6 +15,7 @@ margin = 0.02
 neutral_kl_max = 5.0
 repetition_max = 1.0
 ended_share_min = 0.0
+phrase_share_max = 1.0
 reply_tokens_max = 12
 replies = 2
 neutral_prompts = ["What is rain?", "Say hello."]

@@ -5,8 +5,8 @@
 //! per update:  draw fresh replies → score → gradient          update.rs
 //!              → stop on anomaly → AdamW → checkpoint → log    stop.rs adamw.rs
 //! ```
-//! The losses stand one per file: [`binary_rl`] (with [`stepwise`] rewards), [`opd`], [`topk`] (with
-//! [`overlap`]), [`tail_kl`], [`full_kl`], [`sft`], [`anchor`], added in [`hybrid`]. Left out
+//! The losses stand one per file: [`binary_rl`] (with [`stepwise`] rewards), [`opd`], [`topk`]
+//! (with [`overlap`]), [`tail_kl`], [`full_kl`], [`sft`], [`anchor`], added in [`hybrid`]. Left out
 //! against the textbook: groups and baselines (one live reply per turn), several inner epochs, a
 //! value function, an entropy bonus, a learning-rate schedule. Measured recipe: eight prompts, two
 //! fresh replies each, ten updates at 1e-3 take held-out replies from 95 to about 30 tokens.

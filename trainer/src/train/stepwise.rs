@@ -2,8 +2,8 @@
 //!
 //! `R = o + c · (1/m) Σ_i r_i`: the outcome `o` of the episode and the mean verdict of its steps,
 //! for every step. Standardised within a (task, step) group:
-//! `A = (R − μ) / (σ + 1e-6)`, population σ. A group of equal rewards teaches nothing and is dropped;
-//! a step without company keeps its raw reward.
+//! `A = (R − μ) / (σ + 1e-6)`, population σ. A group of equal rewards teaches nothing and is
+//! dropped; a step without company keeps its raw reward.
 //! Source: OpenClaw-RL (arXiv 2603.10165) §step-wise reward; "keep at least one" is left out, for a
 //! constant group carries no preference.
 //!
@@ -14,8 +14,8 @@ const EPSILON: f64 = 1e-6;
 /// Rewards that differ by less are equal.
 const EQUAL: f64 = 1e-9;
 
-/// The reward of every step of an episode. `process` holds the verdicts of its judged steps; without
-/// any, or without an outcome, the other part stands alone. `None`: neither is there.
+/// The reward of every step of an episode. `process` holds the verdicts of its judged steps;
+/// without any, or without an outcome, the other part stands alone. `None`: neither is there.
 pub fn reward(outcome: Option<f64>, process: &[f64], coefficient: f64) -> Option<f64> {
     let mean = || process.iter().sum::<f64>() / process.len() as f64;
     match (outcome, process.is_empty()) {

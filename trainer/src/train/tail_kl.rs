@@ -1,7 +1,7 @@
 //! Reverse divergence over the teacher's likeliest tokens and one bin for all others.
 //!
-//! `p_tail = 1 − Σ_{k≤K} p_k` on both sides, taken as `ln(−expm1(ln Σ p_k))` with `ln Σ p_k` clamped
-//! to −1e-7; `L = Σ_{k=1..K+1} p_θ^(k) (ln p_θ^(k) − ln p_T^(k))`.
+//! `p_tail = 1 − Σ_{k≤K} p_k` on both sides, taken as `ln(−expm1(ln Σ p_k))` with `ln Σ p_k`
+//! clamped to −1e-7; `L = Σ_{k=1..K+1} p_θ^(k) (ln p_θ^(k) − ln p_T^(k))`.
 //! By the student's `ln p_k`: `p_k [(ln p_k − ln q_k) − (ln p_tail − ln q_tail)]`.
 //! Source: OpenClaw-RL PR #4 (after SDFT and SDPO), K = 50. No policy gradient: the loss is exact
 //! over its bins, so neither ratio nor clip enters.

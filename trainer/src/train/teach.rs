@@ -1,12 +1,12 @@
 //! What a hinted teacher says about replies, in the form that the policy's loss needs.
 //!
-//! Every loss compares the student without the hint to the teacher with it, on the same tokens; they
-//! differ in how much of the distributions they look at. Scoring is done here, once per reply;
+//! Every loss compares the student without the hint to the teacher with it, on the same tokens;
+//! they differ in how much of the distributions they look at. Scoring is done here, once per reply;
 //! the losses themselves stand in [`opd`](super::opd), [`topk`](super::topk),
 //! [`tail_kl`](super::tail_kl) and [`full_kl`](super::full_kl).
 //!
-//! Invariant: one teaching per lesson, with one entry per token of the reply; anything missing is an
-//! error, never filled.
+//! Invariant: one teaching per lesson, with one entry per token of the reply; anything missing is
+//! an error, never filled.
 
 use super::TrainError;
 use super::full_kl;

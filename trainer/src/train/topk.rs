@@ -2,7 +2,8 @@
 //!
 //! For the support `S` of a position, with `ℓ` the ln p over the whole vocabulary:
 //! `w_v = softmax_{v∈S} ℓ_old(v)`, `Δ_v = clip(ℓ_T(v) − ℓ_old(v), ±C)`, `A_v = w_v Δ_v` (detached),
-//! `L = Σ_{v∈S} max(−A_v ρ_v, −A_v clip(ρ_v, 1 − ε_low, 1 + ε_high))`, `ρ_v = exp(ℓ(v) − ℓ_old(v))`.
+//! `L = Σ_{v∈S} max(−A_v ρ_v, −A_v clip(ρ_v, 1 − ε_low, 1 + ε_high))`, `ρ_v = exp(ℓ(v) −
+//! ℓ_old(v))`.
 //! Source: OpenClaw-RL v2 (arXiv 2603.10165v2) eq. 1. The ratio is global: one that is
 //! renormalised within `S` could be satisfied by draining mass out of `S`.
 //!

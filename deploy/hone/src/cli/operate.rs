@@ -104,6 +104,39 @@ pub enum PolicyAction {
     },
 }
 
+/// What samples are drawn from.
+#[derive(Debug, Clone, Args)]
+pub struct DrawArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The route.
+    #[arg(long)]
+    pub route: String,
+    /// Model that the engine serves: a known name or a local Hugging Face directory.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub model: String,
+}
+
+/// `hone samples`: reads only.
+#[derive(Debug, Clone, Args)]
+pub struct SamplesArgs {
+    #[command(flatten)]
+    pub from: DrawArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hone export`: the files hold users' texts and are out of reach of `hone forget`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    pub from: DrawArgs,
+    /// An empty or new directory.
+    #[arg(long)]
+    pub out: std::path::PathBuf,
+}
+
 /// `hone turns`
 #[derive(Debug, Clone, Args)]
 pub struct TurnsArgs {

@@ -2,8 +2,8 @@
 //!
 //! Logits are made for some rows at a time and the whole vocabulary, in chunks of the vocabulary
 //! that stay where they are: softmax, then gradient, in place. Rows without a target never reach
-//! the head. Besides its target a row may ask for other tokens, for the likeliest ones ([`top`]) and
-//! for its divergence from another model's row ([`divergence`]).
+//! the head. Besides its target a row may ask for other tokens, for the likeliest ones ([`top`])
+//! and for its divergence from another model's row ([`divergence`]).
 //!
 //! Invariant: nothing of the size of the vocabulary outlives the rows of one call.
 
