@@ -31,6 +31,10 @@ pub struct BackendConfig {
     pub queue_max: usize,
     /// Longest wait for a sequence before 503, in milliseconds.
     pub queue_wait_ms_max: u64,
+    /// Requests of the background start after nobody else was here for so long, in milliseconds.
+    pub background_quiet_ms: u64,
+    /// Longest wait of the background for such a moment before 503, in milliseconds.
+    pub background_wait_ms_max: u64,
     /// Longest silence of an engine before its request fails with 503, in milliseconds.
     pub stall_ms_max: u64,
     /// Largest request body, in bytes.
@@ -63,6 +67,8 @@ impl BackendConfig {
             tokens_default_max: 1024,
             queue_max: 256,
             queue_wait_ms_max: 300_000,
+            background_quiet_ms: 5_000,
+            background_wait_ms_max: 10_000,
             stall_ms_max: 600_000,
             body_bytes_max: 16 << 20,
             choices_max: 8,

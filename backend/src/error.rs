@@ -80,6 +80,8 @@ pub enum Code {
     Overloaded,
     /// The wait for a sequence, or for a token, took too long.
     Timeout,
+    /// A request of the background gave way.
+    Yielded,
     /// The backend still loads.
     EngineLoading,
     /// The engine thread died and is being rebuilt.
@@ -112,6 +114,7 @@ impl Code {
             Self::LoraRuntimeUnavailable => "lora_runtime_unavailable",
             Self::Overloaded => "engine_overloaded",
             Self::Timeout => "engine_timeout",
+            Self::Yielded => "engine_yielded",
             Self::EngineLoading => "engine_loading",
             Self::EngineRestarting => "engine_restarting",
             Self::EngineFailed => "engine_failed",
@@ -139,7 +142,7 @@ impl Code {
             | Self::LoraRuntimeUnavailable => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::LoraLoadBusy | Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::Timeout | Self::EngineLoading | Self::EngineRestarting => {
+            Self::Timeout | Self::Yielded | Self::EngineLoading | Self::EngineRestarting => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::EngineFailed => StatusCode::INTERNAL_SERVER_ERROR,

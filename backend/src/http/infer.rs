@@ -13,9 +13,9 @@ use hone_shared::clock::now_ms;
 use hone_shared::turn::Generation;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::App;
+use super::admit::{Admitted, BACKGROUND, PRIORITY};
 use crate::error::ApiError;
 use crate::generate::{Run, Step, Waits};
 use crate::request::{Job, Limits};
@@ -123,7 +123,7 @@ pub struct Running {
     /// Choices per prompt.
     pub n: usize,
     /// Held until the response ends.
-    pub permit: OwnedSemaphorePermit,
+    pub permit: Admitted,
 }
 
 /// Selects, admits and starts.
@@ -146,7 +146,12 @@ pub async fn start(
         fleet.snapshot().aliases().map(|(name, _)| name.to_owned()).collect();
     let known = Known { base: &app.config.model_id, aliases: &aliases };
     let selection = select(pinned, &job.adapter, job.model.as_deref(), &known)?;
-    let permit = app.admission.enter(job.choices()).await?;
+    // A stream cannot be taken back, so it is never of the background.
+    let background = !job.stream && headers.get(PRIORITY).is_some_and(|p| p == BACKGROUND);
+    let permit = match background {
+        true => app.admission.enter_quietly(job.choices()).await?,
+        false => app.admission.enter(job.choices()).await?,
+    };
     // Leased after the wait, so that the request sees the newest flip.
     let lease: Lease = fleet.lease(&selection).await?;
     let waits = Waits {
@@ -232,9 +237,17 @@ pub struct Ended {
 /// Runs all choices to their ends.
 ///
 /// # Errors
-/// The first error of any choice.
+/// The first error of any choice; 503 for a request of the background that had to give way.
 pub async fn collect(running: Running) -> Result<(Envelope, Vec<Ended>, Usage), ApiError> {
-    let Running { envelope, runs, n, permit } = running;
+    let Running { envelope, runs, n, mut permit } = running;
+    tokio::select! {
+        biased;
+        displaced = permit.displaced() => Err(displaced),
+        ended = to_their_ends(runs, n) => ended.map(|(ended, usage)| (envelope, ended, usage)),
+    }
+}
+
+async fn to_their_ends(runs: Vec<Run>, n: usize) -> Result<(Vec<Ended>, Usage), ApiError> {
     let mut ended: Vec<Ended> = runs.iter().map(|_| Ended::default()).collect();
     let mut tally = Tally::new(runs.len(), n);
     let mut steps = steps(runs);
@@ -247,8 +260,7 @@ pub async fn collect(running: Running) -> Result<(Envelope, Vec<Ended>, Usage), 
             choice.steps.push(said.step);
         }
     }
-    drop(permit);
-    Ok((envelope, ended, tally.usage()))
+    Ok((ended, tally.usage()))
 }
 
 /// Counts tokens while choices run.

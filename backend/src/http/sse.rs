@@ -12,8 +12,8 @@ use axum::response::Response;
 use futures::stream::{Stream, StreamExt, unfold};
 use http::{HeaderValue, header};
 use serde_json::Value;
-use tokio::sync::OwnedSemaphorePermit;
 
+use super::admit::Admitted;
 use super::infer::{Envelope, Running, Said, Tally, steps};
 use crate::error::ApiError;
 use crate::select::HEADER;
@@ -34,7 +34,7 @@ struct Events<S, W> {
     tally: Tally,
     ready: VecDeque<Bytes>,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    _permit: Admitted,
 }
 
 impl<S, W> Events<S, W>
