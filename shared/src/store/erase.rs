@@ -115,6 +115,8 @@ fn erase_verdicts(conn: &Connection, id: i64, turn_id: &str) -> Result<u64> {
     let said = "UPDATE feedback SET settled = 0
                 WHERE settled = 1 AND turn IN (SELECT turn FROM verdicts WHERE child = ?1)";
     conn.prepare_cached(said)?.execute([turn_id])?;
+    let answers = "DELETE FROM judge_answers WHERE turn = ?1 OR child = ?1";
+    conn.prepare_cached(answers)?.execute([turn_id])?;
     let sql = "DELETE FROM verdicts WHERE turn = ?1 OR child = ?2";
     Ok(conn.prepare_cached(sql)?.execute(params![id, turn_id])? as u64)
 }

@@ -25,6 +25,7 @@ mod forget;
 mod incoming;
 mod index;
 mod insert;
+mod judging;
 mod known;
 mod list;
 mod pending;
@@ -54,6 +55,7 @@ pub use forget::{Concerned, ForgetJob, RoundUse, Subject};
 pub use incoming::IngestTurn;
 pub use index::Index;
 pub use insert::{Batch, IngestPos, Inserted};
+pub use judging::{AnswerKey, Spent};
 pub use list::{
     Cursor, Judged, LIST_LIMIT_MAX, SESSION_TURNS_MAX, SessionTurn, TurnFilter, TurnLine, TurnPage,
 };

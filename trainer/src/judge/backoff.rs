@@ -39,6 +39,15 @@ impl Backoff {
         wait
     }
 
+    /// Leaves an endpoint alone for a while that is not down but serves others first. Does not make
+    /// later waits longer.
+    pub fn pause(&mut self, endpoint: &str, now_ms: i64, wait_ms: i64) {
+        self.failed(endpoint, now_ms);
+        if let Some(wait) = self.0.get_mut(endpoint) {
+            *wait = Wait { until_ms: now_ms + wait_ms, next_ms: FIRST_MS };
+        }
+    }
+
     /// Records a success.
     pub fn succeeded(&mut self, endpoint: &str) {
         self.0.remove(endpoint);
@@ -59,5 +68,8 @@ mod tests {
         assert!(backoff.open("b", 0), "another endpoint is not punished");
         backoff.succeeded("a");
         assert!(backoff.open("a", 0));
+        backoff.pause("a", 0, 50);
+        assert!(!backoff.open("a", 49) && backoff.open("a", 50));
+        assert_eq!(backoff.failed("a", 50), FIRST_MS, "a pause is no failure");
     }
 }

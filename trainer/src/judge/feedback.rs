@@ -150,7 +150,8 @@ fn hints(
     }
     let comments = said.iter().rev().filter_map(|row| row.text.clone());
     let all: Vec<String> = comments.chain(others).collect();
-    hint::accept(&policy.hint, &all, answer)
+    // What a person says outright may take an earlier wish back.
+    hint::accept(&policy.hint, &all, answer, &[])
 }
 
 #[cfg(test)]

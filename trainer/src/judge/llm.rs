@@ -1,22 +1,29 @@
-//! The model judge: m votes at once from any OpenAI-compatible endpoint.
+//! The model judge: m votes from any OpenAI-compatible endpoint.
 //!
-//! Default endpoint: the engine's own base model, asked for by `x-hone-generation: base`, so that a
-//! trained adapter never judges itself.
+//! A remote endpoint is asked for all votes at once; the rest are dropped as soon as they cannot
+//! change the majority. Our own engine serves clients and one sequence at a time, so it is asked for
+//! one vote after the other, in the background: default endpoint is its base model, so that a trained
+//! adapter never judges itself.
 //!
-//! Invariant: an endpoint that is down yields [`Answer::Down`], never a verdict; every request has
-//! a time limit and every body a size limit.
+//! Invariant: an endpoint that is down or busy yields [`Answer::Down`] or [`Answer::Yielded`], never a
+//! verdict.
 
 use super::parse::{self, Vote};
-use futures::future::join_all;
+use super::wire::{Ballot, Tokens, Wire, prompt_tokens};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use hone_shared::policy::LlmJudge;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Bytes of an endpoint's response that are read.
-const BODY_BYTES_MAX: usize = 1 << 20;
 /// Votes that are ever asked for, whatever the policy says.
 const VOTES_MAX: usize = 9;
+/// First wait before a repeat; later ones double.
+const RETRY_MS: u64 = 200;
+/// Endpoints whose model is remembered.
+const ENDPOINTS_MAX: usize = 64;
 
 /// What became of one question.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,39 +37,85 @@ pub enum Answer {
     },
     /// The endpoint cannot be used now; ask again later.
     Down(String),
+    /// The engine serves clients first; ask again soon.
+    Yielded,
     /// The endpoint will never answer this question (it is too long, or malformed for it).
     Refused(String),
 }
 
-/// One vote's fate.
-enum Ballot {
-    Valid(Vote),
-    Invalid(String),
-    Down(String),
-    Refused(String),
+/// An answer and what it took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    /// The answer.
+    pub answer: Answer,
+    /// Tokens of all requests; those of dropped ones are estimated.
+    pub tokens: Tokens,
+    /// From the first request to the last reply, milliseconds.
+    pub duration_ms: u64,
+}
+
+/// A question as it is sent, but for the seed of each vote.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    body: Value,
+    votes: usize,
+    key: [u8; 32],
+}
+
+impl Question {
+    /// Everything that the answer depends on, but for chance.
+    pub fn new(policy: &LlmJudge, endpoint: &str, model: &str, messages: &[Value]) -> Self {
+        let body = json!({
+            "model": model,
+            "messages": messages,
+            "temperature": policy.temperature,
+            "max_tokens": policy.tokens_max,
+            "stream": false,
+        });
+        let votes = policy.votes.clamp(1, VOTES_MAX);
+        let mut hash = Sha256::new();
+        for part in [endpoint, &body.to_string(), &format!("{votes}/{}", policy.votes_valid_min)] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Self { body, votes, key: hash.finalize().into() }
+    }
+
+    /// Hash of it: the same question has the same key, and the same seeds.
+    pub fn key(&self) -> &[u8; 32] {
+        &self.key
+    }
+
+    /// Most tokens that asking can cost.
+    pub fn tokens_max(&self) -> u64 {
+        let reply = self.body["max_tokens"].as_u64().unwrap_or_default();
+        self.votes as u64 * (prompt_tokens(&self.body) + reply)
+    }
+
+    /// The request for one vote. Votes differ by their seed, which a replay finds again.
+    fn vote(&self, index: usize) -> Value {
+        let mut body = self.body.clone();
+        let seed = u32::from_le_bytes([self.key[0], self.key[1], self.key[2], 0]);
+        body["seed"] = json!(seed + index as u32);
+        body
+    }
 }
 
 /// A client for judge endpoints.
 pub struct LlmClient {
-    engine_url: String,
-    local: reqwest::Client,
-    remote: reqwest::Client,
+    wire: Wire,
     models: HashMap<String, String>,
 }
 
 impl LlmClient {
     /// `engine_url` is the base URL of our engine, without `/v1`.
     pub fn new(engine_url: &str) -> Result<Self, reqwest::Error> {
-        let connect = Duration::from_secs(5);
-        let local = reqwest::Client::builder().no_proxy().connect_timeout(connect).build()?;
-        let remote = reqwest::Client::builder().connect_timeout(connect).build()?;
-        let engine_url = engine_url.trim_end_matches('/').to_owned();
-        Ok(Self { engine_url, local, remote, models: HashMap::new() })
+        Ok(Self { wire: Wire::new(engine_url)?, models: HashMap::new() })
     }
 
     /// The endpoint's base URL, for telling endpoints apart.
     pub fn endpoint<'a>(&'a self, policy: &'a LlmJudge) -> &'a str {
-        policy.endpoint.as_deref().unwrap_or(&self.engine_url).trim_end_matches('/')
+        self.wire.endpoint(policy)
     }
 
     /// Finds the model to name at the endpoint: the policy's, or the first that it lists.
@@ -74,41 +127,105 @@ impl LlmClient {
         if let Some(model) = self.models.get(&endpoint) {
             return Ok(model.clone());
         }
-        let request = self.request(policy, reqwest::Method::GET, "models")?;
-        let sent = request.timeout(Duration::from_millis(policy.timeout_ms)).send().await;
-        let response = sent.map_err(|e| format!("{endpoint}: {}", cause(&e)))?;
-        let status = response.status();
-        let body = read(response).await?;
-        let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let model = parsed["data"][0]["id"].as_str().map(str::to_owned);
-        let model =
-            model.ok_or_else(|| format!("{endpoint}: HTTP {status} and no model listed"))?;
+        let model = self.wire.first_model(policy).await?;
+        if self.models.len() >= ENDPOINTS_MAX {
+            self.models.clear();
+        }
         self.models.insert(endpoint, model.clone());
         Ok(model)
     }
 
-    /// Asks for all votes at once and waits for all of them, at most the policy's time limit.
-    pub async fn ask(&self, policy: &LlmJudge, model: &str, messages: &[Value]) -> Answer {
-        let body = json!({
-            "model": model,
-            "messages": messages,
-            "temperature": policy.temperature,
-            "max_tokens": policy.tokens_max,
-            "stream": false,
-        });
-        let count = policy.votes.clamp(1, VOTES_MAX);
-        let ballots = join_all((0..count).map(|_| self.ballot(policy, &body))).await;
-        let (mut valid, mut invalid) = (Vec::new(), Vec::new());
-        let (mut down, mut refused) = (None, None);
-        for ballot in ballots {
-            match ballot {
-                Ballot::Valid(vote) => valid.push(vote),
-                Ballot::Invalid(fault) => invalid.push(fault),
-                Ballot::Down(why) => down = Some(why),
-                Ballot::Refused(why) => refused = Some(why),
+    /// The question for an exchange's messages.
+    pub fn question(&self, policy: &LlmJudge, model: &str, messages: &[Value]) -> Question {
+        Question::new(policy, self.endpoint(policy), model, messages)
+    }
+
+    /// Asks for votes until the majority stands; each vote has the policy's time limit.
+    pub async fn ask(&self, policy: &LlmJudge, question: &Question) -> Asked {
+        let began = Instant::now();
+        let mut tally = Tally::default();
+        if policy.endpoint.is_none() {
+            for index in 0..question.votes {
+                tally.take(self.vote(policy, question, index).await);
+                if tally.over || tally.decided(policy, question.votes - index - 1) {
+                    break;
+                }
             }
+        } else {
+            let mut open: FuturesUnordered<_> =
+                (0..question.votes).map(|index| self.vote(policy, question, index)).collect();
+            while let Some(ballot) = open.next().await {
+                tally.take(ballot);
+                if tally.decided(policy, open.len()) {
+                    break;
+                }
+            }
+            // What is dropped was sent, so it is paid for.
+            tally.tokens.prompt += open.len() as u64 * prompt_tokens(&question.body);
         }
+        let duration_ms = began.elapsed().as_millis() as u64;
+        Asked { tokens: tally.tokens, answer: tally.answer(), duration_ms }
+    }
+
+    /// One vote, with repeats while the endpoint is busy, all within the time limit.
+    async fn vote(&self, policy: &LlmJudge, question: &Question, index: usize) -> Ballot {
+        let body = question.vote(index);
+        let limit = Duration::from_millis(policy.timeout_ms);
+        let began = Instant::now();
+        let mut repeats = 0;
+        loop {
+            let ballot = self.wire.ballot(policy, &body).await;
+            let wait = Duration::from_millis(RETRY_MS << repeats);
+            let again = matches!(&ballot, Ballot::Down(_)) && repeats < policy.retries_max;
+            if !again || began.elapsed() + wait >= limit {
+                return ballot;
+            }
+            tokio::time::sleep(wait).await;
+            repeats += 1;
+        }
+    }
+}
+
+/// Ballots so far.
+#[derive(Default)]
+struct Tally {
+    valid: Vec<Vote>,
+    invalid: Vec<String>,
+    down: Option<String>,
+    refused: Option<String>,
+    yielded: bool,
+    tokens: Tokens,
+    /// Asking on would be in vain.
+    over: bool,
+}
+
+impl Tally {
+    fn take(&mut self, ballot: Ballot) {
+        match ballot {
+            Ballot::Valid(vote, tokens) => {
+                self.tokens += tokens;
+                self.valid.push(vote);
+            }
+            Ballot::Invalid(fault, tokens) => {
+                self.tokens += tokens;
+                self.invalid.push(fault);
+            }
+            Ballot::Down(why) => self.down = Some(why),
+            Ballot::Refused(why) => self.refused = Some(why),
+            Ballot::Yielded => self.yielded = true,
+        }
+        self.over = self.down.is_some() || self.refused.is_some() || self.yielded;
+    }
+
+    fn decided(&self, policy: &LlmJudge, left: usize) -> bool {
+        parse::decided(&self.valid, left, policy.votes_valid_min)
+    }
+
+    fn answer(self) -> Answer {
+        let Self { valid, mut invalid, down, refused, yielded, .. } = self;
         match (valid.is_empty() && invalid.is_empty(), down, refused) {
+            // Half a vote would be another vote than the same question gets later.
+            _ if yielded => Answer::Yielded,
             (true, _, Some(why)) => Answer::Refused(why),
             (true, Some(why), None) => Answer::Down(why),
             (_, down, refused) => {
@@ -118,75 +235,4 @@ impl LlmClient {
             }
         }
     }
-
-    async fn ballot(&self, policy: &LlmJudge, body: &Value) -> Ballot {
-        let limit = Duration::from_millis(policy.timeout_ms);
-        let request = match self.request(policy, reqwest::Method::POST, "chat/completions") {
-            Ok(request) => request,
-            Err(why) => return Ballot::Down(why),
-        };
-        let response = match request.timeout(limit).json(body).send().await {
-            Ok(response) => response,
-            Err(error) => return Ballot::Down(cause(&error)),
-        };
-        let status = response.status();
-        let body = match read(response).await {
-            Ok(body) => body,
-            Err(why) => return Ballot::Down(why),
-        };
-        match status.as_u16() {
-            200 => {}
-            400 | 413 | 422 => return Ballot::Refused(format!("HTTP {status}")),
-            _ => return Ballot::Down(format!("HTTP {status}")),
-        }
-        let parsed: Value = match serde_json::from_slice(&body) {
-            Ok(parsed) => parsed,
-            Err(error) => return Ballot::Invalid(format!("the response is not JSON: {error}")),
-        };
-        match parsed["choices"][0]["message"]["content"].as_str().map(parse::vote) {
-            Some(Ok(vote)) => Ballot::Valid(vote),
-            Some(Err(fault)) => Ballot::Invalid(fault),
-            None => Ballot::Invalid("the response has no text".into()),
-        }
-    }
-
-    fn request(
-        &self,
-        policy: &LlmJudge,
-        method: reqwest::Method,
-        path: &str,
-    ) -> Result<reqwest::RequestBuilder, String> {
-        let endpoint = self.endpoint(policy);
-        let prefix = if endpoint.ends_with("/v1") { "" } else { "/v1" };
-        let client = if policy.endpoint.is_none() { &self.local } else { &self.remote };
-        let mut request = client.request(method, format!("{endpoint}{prefix}/{path}"));
-        if policy.endpoint.is_none() {
-            request = request.header("x-hone-generation", "base");
-        }
-        if let Some(name) = &policy.api_key_env {
-            let key = std::env::var(name).map_err(|_| format!("${name} is not set"))?;
-            request = request.bearer_auth(key);
-        }
-        Ok(request)
-    }
-}
-
-async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| cause(&e))? {
-        if body.len() + chunk.len() > BODY_BYTES_MAX {
-            return Err(format!("the response is over {BODY_BYTES_MAX} bytes"));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-/// The innermost cause of a failed request, without its URL.
-fn cause(error: &reqwest::Error) -> String {
-    let mut deepest: &dyn std::error::Error = error;
-    while let Some(next) = deepest.source() {
-        deepest = next;
-    }
-    if error.is_timeout() { "timed out".into() } else { deepest.to_string() }
 }

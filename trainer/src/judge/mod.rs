@@ -11,22 +11,26 @@
 //! Invariant: a verdict is written once, with its votes and reasons; a turn is never judged from a
 //! failure of the judge.
 
+mod asking;
 pub mod backoff;
 pub mod exchange;
 mod feedback;
 pub mod hint;
 pub mod llm;
+pub mod opinion;
 pub mod parse;
 pub mod prompt;
 pub mod rules;
+pub mod tamper;
+pub mod visible;
+pub mod wire;
 
 use backoff::Backoff;
 use exchange::Exchange;
-use futures::StreamExt;
 use hone_shared::clock::Clock;
 use hone_shared::policy::{HintMode, JudgePolicy, PolicySet};
 use hone_shared::store::{JudgeItem, Store, StoreError, VerdictRow};
-use llm::{Answer, LlmClient};
+use llm::LlmClient;
 use rules::RuleVerdict;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -106,7 +110,7 @@ impl Judge {
         let client = &self.client;
         questions.retain(|q| q.rule.is_some() || backoff.open(client.endpoint(&q.policy.llm), now));
         questions.truncate(MODEL_TURNS_PER_PASS);
-        for row in self.by_model(questions).await {
+        for row in self.by_model(store, questions).await? {
             report.judged += usize::from(store.insert_verdict(&row)?);
             report.waiting -= 1;
         }
@@ -138,7 +142,10 @@ impl Judge {
             Some(rule) if rule.correction.is_some() && wants_hint => {
                 Ok(Settled::Ask(Box::new(Question { item, seen, policy, rule: Some(rule) })))
             }
-            Some(rule) => Ok(Settled::Verdict(Box::new(self.ruled(&item, &policy, &seen, &rule)))),
+            Some(rule) => {
+                let row = self.ruled(store, &item, &policy, &seen, &rule)?;
+                Ok(Settled::Verdict(Box::new(row)))
+            }
             None if policy.llm.enabled => {
                 Ok(Settled::Ask(Box::new(Question { item, seen, policy, rule: None })))
             }
@@ -153,103 +160,23 @@ impl Judge {
     /// A verdict by rule, with the user's own words as the hint unless hints are off.
     fn ruled(
         &self,
+        store: &Store,
         item: &JudgeItem,
         policy: &JudgePolicy,
         seen: &Exchange,
         rule: &RuleVerdict,
-    ) -> VerdictRow {
+    ) -> Result<VerdictRow, JudgeError> {
         let words: Vec<String> = match policy.hint.mode {
             HintMode::Off => Vec::new(),
             HintMode::Verbatim | HintMode::Llm => rule.correction.iter().cloned().collect(),
         };
-        let hints = hint::accept(&policy.hint, &words, &seen.answer_text());
+        let earlier = match words.is_empty() {
+            true => Vec::new(),
+            false => self.earlier_hints(store, item)?,
+        };
+        let hints = hint::accept(&policy.hint, &words, &seen.answer_text(), &earlier);
         let source = format!("rule:{}", rule.rule);
-        self.row(item, policy, rule.verdict, &source, rule.reason.clone(), json!([]), hints)
-    }
-
-    /// Asks the model; turns whose endpoint is down have no row, except those with a rule's
-    /// verdict.
-    async fn by_model(&mut self, questions: Vec<Question>) -> Vec<VerdictRow> {
-        let mut ready = Vec::new();
-        let mut rows = Vec::new();
-        for question in questions {
-            let endpoint = self.client.endpoint(&question.policy.llm).to_owned();
-            let open = self.backoff.open(&endpoint, self.clock.now_ms());
-            let model = match open {
-                true => self.client.model(&question.policy.llm).await,
-                false => Err("the judge endpoint is down".into()),
-            };
-            match model {
-                Ok(model) => ready.push((question, model, endpoint)),
-                Err(why) => {
-                    if open {
-                        self.endpoint_failed(&endpoint, &why);
-                    }
-                    rows.extend(self.without_model(&question));
-                }
-            }
-        }
-        let client = &self.client;
-        let asked = futures::stream::iter(ready.into_iter().map(|(question, model, endpoint)| {
-            let messages = prompt::messages(&question.policy.llm, &question.seen);
-            async move {
-                let answer = client.ask(&question.policy.llm, &model, &messages).await;
-                (question, endpoint, answer)
-            }
-        }));
-        let answers: Vec<_> = asked.buffer_unordered(MODEL_TURNS_AT_ONCE).collect().await;
-        for (question, endpoint, answer) in answers {
-            rows.extend(self.settle(&question, &endpoint, answer));
-        }
-        rows
-    }
-
-    /// Turns the model's answer into a row, or nothing when it has to be asked again.
-    fn settle(&mut self, q: &Question, endpoint: &str, answer: Answer) -> Option<VerdictRow> {
-        let (valid, invalid) = match answer {
-            Answer::Down(why) => {
-                self.endpoint_failed(endpoint, &why);
-                return self.without_model(q);
-            }
-            Answer::Refused(why) => (Vec::new(), vec![why]),
-            Answer::Votes { valid, invalid } => (valid, invalid),
-        };
-        self.backoff.succeeded(endpoint);
-        let count = valid.len();
-        let majority = parse::majority(&valid, q.policy.llm.votes_valid_min);
-        let (verdict, source, reason) = match &q.rule {
-            Some(rule) => (rule.verdict, format!("rule:{}", rule.rule), rule.reason.clone()),
-            None => {
-                let because = valid.iter().find(|v| v.verdict == majority && !v.reason.is_empty());
-                let reason = because.map(|v| v.reason.clone());
-                let none = format!("{count} valid votes, {} invalid, no majority", invalid.len());
-                (majority, "llm".to_owned(), reason.unwrap_or(none))
-            }
-        };
-        let mut hints = Vec::new();
-        if verdict < 1 && q.policy.hint.mode == HintMode::Llm {
-            let critics = valid.iter().filter(|v| v.verdict == -1);
-            hints.extend(critics.filter_map(|v| v.hint.clone()));
-        }
-        let mut hints = hint::accept(&q.policy.hint, &hints, &q.seen.answer_text());
-        if hints.is_empty()
-            && let Some(rule) = &q.rule
-        {
-            hints = self.ruled(&q.item, &q.policy, &q.seen, rule).hints;
-        }
-        let faults = invalid.iter().map(|fault| json!({"invalid": rules::shorten(fault, 200)}));
-        let votes = valid.iter().map(|v| json!(v)).chain(faults).collect();
-        Some(self.row(&q.item, &q.policy, verdict, &source, reason, Value::Array(votes), hints))
-    }
-
-    /// What can be said with the endpoint down: the rule's verdict if there is one.
-    fn without_model(&self, q: &Question) -> Option<VerdictRow> {
-        q.rule.as_ref().map(|rule| self.ruled(&q.item, &q.policy, &q.seen, rule))
-    }
-
-    fn endpoint_failed(&mut self, endpoint: &str, why: &str) {
-        let wait_ms = self.backoff.failed(endpoint, self.clock.now_ms());
-        tracing::warn!(why, wait_ms, "the judge endpoint is down; rules go on");
+        Ok(self.row(item, policy, rule.verdict, &source, rule.reason.clone(), json!([]), hints))
     }
 
     #[allow(clippy::too_many_arguments)] // The columns of one table row.

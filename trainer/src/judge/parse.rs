@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 /// One valid vote.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vote {
     /// +1, 0 or −1.
     pub verdict: i8,
@@ -75,6 +75,18 @@ pub fn majority(votes: &[Vote], valid_min: usize) -> i8 {
     }
 }
 
+/// Whether `left` further votes can no longer change the majority.
+pub fn decided(votes: &[Vote], left: usize, valid_min: usize) -> bool {
+    if votes.len() < valid_min.max(1) {
+        return false;
+    }
+    let mut counts =
+        [-1, 0, 1].map(|verdict| votes.iter().filter(|v| v.verdict == verdict).count());
+    counts.sort_unstable();
+    // Strictly: a tie would be 0.
+    counts[2] > counts[1] + left
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +138,23 @@ mod tests {
         assert_eq!(majority(&votes(&[1, 0, -1]), 1), 0);
         assert_eq!(majority(&votes(&[1, 1, -1, -1]), 1), 0);
         assert_eq!(majority(&votes(&[0, 0, 1, 1, -1]), 1), 0);
+    }
+
+    #[test]
+    fn a_majority_is_decided_once_no_vote_can_change_it() {
+        let all: Vec<Vec<i8>> = (0..3i32.pow(5))
+            .map(|n| (0..5).map(|i| (n / 3i32.pow(i) % 3 - 1) as i8).collect())
+            .collect();
+        for full in &all {
+            for seen in 0..=5 {
+                if decided(&votes(&full[..seen]), 5 - seen, 2) {
+                    let now = majority(&votes(&full[..seen]), 2);
+                    assert_eq!(now, majority(&votes(full), 2), "{full:?} after {seen}");
+                }
+            }
+        }
+        assert!(decided(&votes(&[1, 1]), 1, 1) && !decided(&votes(&[1]), 2, 1));
+        assert!(!decided(&votes(&[1, 1]), 1, 3), "too few are valid so far");
     }
 
     #[test]

@@ -29,6 +29,18 @@ pub struct LlmJudge {
     pub tokens_max: usize,
     /// Milliseconds after which a vote is lost.
     pub timeout_ms: u64,
+    /// Repeats of a vote that met a busy or failing endpoint.
+    pub retries_max: usize,
+    /// Characters of request, answer and next state each that are shown.
+    pub piece_chars_max: usize,
+    /// Characters of the history that are shown.
+    pub history_chars_max: usize,
+    /// Tokens per hour; 0 = unlimited.
+    pub tokens_per_hour_max: usize,
+    /// Tokens in 24 hours; 0 = unlimited.
+    pub tokens_per_day_max: usize,
+    /// Answers kept for the same question; 0 = none.
+    pub answers_kept_max: usize,
     /// The prompt, with `{request} {history} {answer} {next_state} {fence}`.
     pub prompt: String,
 }
@@ -74,6 +86,12 @@ pub(super) struct RawLlm {
     temperature: Option<f64>,
     tokens_max: Option<f64>,
     timeout_ms: Option<f64>,
+    retries_max: Option<f64>,
+    piece_chars_max: Option<f64>,
+    history_chars_max: Option<f64>,
+    tokens_per_hour_max: Option<f64>,
+    tokens_per_day_max: Option<f64>,
+    answers_kept_max: Option<f64>,
     #[serde(default)]
     prompt: String,
 }
@@ -108,6 +126,15 @@ impl RawLlm {
             temperature: check.real("judge.llm.temperature", self.temperature)?,
             tokens_max: check.count("judge.llm.tokens_max", self.tokens_max)?,
             timeout_ms: check.long("judge.llm.timeout_ms", self.timeout_ms)?,
+            retries_max: check.count("judge.llm.retries_max", self.retries_max)?,
+            piece_chars_max: check.count("judge.llm.piece_chars_max", self.piece_chars_max)?,
+            history_chars_max: check
+                .count("judge.llm.history_chars_max", self.history_chars_max)?,
+            tokens_per_hour_max: check
+                .count("judge.llm.tokens_per_hour_max", self.tokens_per_hour_max)?,
+            tokens_per_day_max: check
+                .count("judge.llm.tokens_per_day_max", self.tokens_per_day_max)?,
+            answers_kept_max: check.count("judge.llm.answers_kept_max", self.answers_kept_max)?,
             prompt: self.prompt,
         };
         let (min, votes) = (judge.votes_valid_min as f64, judge.votes as f64);
