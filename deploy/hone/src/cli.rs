@@ -293,6 +293,9 @@ pub enum Bench {
     /// A pingora proxy that does nothing else: the yardstick that `bench proxy` starts.
     #[command(hide = true)]
     PlainProxy(PlainProxyArgs),
+    /// Does what `bench trainer` asks for on standard input, in a process of its own.
+    #[command(hide = true)]
+    TrainerWorker(BenchTrainerWorkerArgs),
 }
 
 /// `hone bench proxy`
@@ -350,6 +353,17 @@ pub struct BenchTrainerArgs {
     /// Threads (0: as many as there are cores).
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Precisions of the matrix products.
+    #[arg(long, value_delimiter = ',', value_parser = ["f32", "bf16"],
+        default_values = ["f32", "bf16"])]
+    pub precision: Vec<String>,
+    /// Tasks and shapes, as `train:4x256` (four sequences of 256 tokens); `score` and `sample` too.
+    #[arg(long, value_delimiter = ',', value_parser = Task::parse, default_values =
+        ["train:4x256", "train:1x512", "train:1x256", "score:1x512", "score:4x512", "sample:16x64"])]
+    pub tasks: Vec<Task>,
+    /// Interleaved pairs per row, after one that warms up.
+    #[arg(long, default_value_t = 5)]
+    pub pairs: usize,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -381,6 +395,48 @@ pub struct BenchLearningArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `hone bench trainer-worker`
+#[derive(Debug, Clone, Args)]
+pub struct BenchTrainerWorkerArgs {
+    /// Model directory.
+    #[arg(long)]
+    pub model_dir: PathBuf,
+    /// Threads.
+    #[arg(long)]
+    pub threads: usize,
+    /// f32 or bf16.
+    #[arg(long)]
+    pub precision: String,
+}
+
+/// What `hone bench trainer` measures in one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// `train`, `score` or `sample`.
+    pub name: String,
+    /// Sequences at a time.
+    pub sequences: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+}
+
+impl Task {
+    fn parse(text: &str) -> Result<Task, String> {
+        let wrong = || format!("{text:?} is not like train:4x256");
+        let (name, shape) = text.split_once(':').ok_or_else(wrong)?;
+        let (sequences, tokens) = shape.split_once('x').ok_or_else(wrong)?;
+        let number = |word: &str| word.parse().ok().filter(|n| *n > 0).ok_or_else(wrong);
+        match ["train", "score", "sample"].contains(&name) {
+            true => Ok(Task {
+                name: name.to_owned(),
+                sequences: number(sequences)?,
+                tokens: number(tokens)?,
+            }),
+            false => Err(wrong()),
+        }
+    }
 }
 
 /// `hone bench plain-proxy`

@@ -62,7 +62,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Trainer(args) => serve::trainer(args),
         Command::Backend(args) => serve::backend(args),
         Command::Bench(Bench::Proxy(args)) => bench::proxy::run(args),
-        Command::Bench(Bench::Trainer(args)) => bench::trainer::run(args),
+        Command::Bench(Bench::Trainer(args)) => bench::trainer::run(&args),
+        Command::Bench(Bench::TrainerWorker(args)) => bench::trainer::work(&args),
         Command::Bench(Bench::Learning(args)) => bench::learning::run(&args),
         Command::Bench(Bench::PlainProxy(args)) => bench::plain::run(args),
     }

@@ -2,63 +2,54 @@
 //! the adapter's gradients.
 //!
 //! For `y = W x + s B (A x)` with `e = dy (s B)`: `dx = dy W + e A`, `dA = eᵀ x` and
-//! `dB = s dyᵀ (A x)`. Normed inputs and activations are recomputed, not saved.
+//! `dB = s dyᵀ (A x)`. Normed inputs and activations are recomputed, not saved. As forward, blocks
+//! of rows go through everything but attention on one thread; the adapter's gradients, which sum
+//! over rows, are collected between.
+
+use std::ops::Range;
 
 use hone_model::lora::Proj;
+use rayon::prelude::*;
 
-use super::adapter::{Collector, Outer, Packed, collect};
+use super::adapter::{Collector, Group, Packed, Step};
 use super::attention::{HeadGradients, Inputs, Outputs};
 use super::batch::Batch;
-use super::forward::{Pass, State};
-use super::kernels::{Term, project_back};
+use super::forward::Pass;
+use super::kernels::{Linear, Out, Part, Rows, Turned, block_rows, multiply};
 use super::math;
 use super::model::Model;
+use super::state::{State, cut, cut_all};
 
 /// Buffers of one layer's backward pass, reused from layer to layer; `(rows, width)` each.
 struct Buffers {
-    /// A recomputed normed input, and its gradient.
-    normed: Vec<f32>,
-    dnormed: Vec<f32>,
-    act: Vec<f32>,
-    dgate: Vec<f32>,
-    /// Gradient of `act`, then of `up`.
-    dup: Vec<f32>,
-    datt: Vec<f32>,
-    dq: Vec<f32>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-    /// `dy (s B)` of up to three projections `(rows, rank)`.
-    e: [Vec<f32>; 3],
+    /// Of the feed-forward: act, dgate, dup, normed input, gradient of the residual stream in the
+    /// middle of the layer, datt, and `e` of down, of gate and up, and of the output.
+    feed: [Vec<f32>; 9],
+    /// Of the attention: dq, dk, dv, normed input, `e`.
+    attention: [Vec<f32>; 5],
+    heads: HeadGradients,
 }
 
 impl Buffers {
-    fn new(model: &Model, rows: usize, rank: usize) -> Buffers {
+    fn new(pass: &Pass<'_>, rows: usize) -> Buffers {
+        let (model, rank): (&Model, usize) = (pass.model, pass.rank());
         let buffer = |width: usize| vec![0.0; rows * width];
         let (hidden, ffn) = (model.config.hidden, model.config.ffn);
+        let (q, kv) = (model.q_width(), model.kv_width());
         Buffers {
-            normed: buffer(hidden),
-            dnormed: buffer(hidden),
-            act: buffer(ffn),
-            dgate: buffer(ffn),
-            dup: buffer(ffn),
-            datt: buffer(model.q_width()),
-            dq: buffer(model.q_width()),
-            dk: buffer(model.kv_width()),
-            dv: buffer(model.kv_width()),
-            e: std::array::from_fn(|_| buffer(rank)),
+            feed: [ffn, ffn, ffn, hidden, hidden, q, rank, 2 * rank, rank].map(buffer),
+            attention: [q, kv, kv, hidden, 3 * rank].map(buffer),
+            heads: HeadGradients::new(pass.heads(), rows),
         }
     }
 }
 
-/// One projection on its way back: gradient of its output and the saved `A x`.
-struct Part<'a> {
-    proj: Proj,
-    dy: &'a [f32],
-    h: &'a [f32],
+/// One layer's weights, turned.
+struct Weights<'a> {
+    proj: [Turned<'a>; 7],
+    a: [Turned<'a>; 4],
+    b: [Vec<Turned<'a>>; 4],
 }
-
-/// Where a step's input gradient goes, and whether it is added there.
-type Sink<'a> = Option<(&'a mut [f32], bool)>;
 
 /// The backward pass of one batch.
 pub(super) struct Backward<'a> {
@@ -70,114 +61,152 @@ pub(super) struct Backward<'a> {
 impl Backward<'_> {
     /// Goes through all layers from the last to the first. `dx (rows, hidden)` is the gradient of
     /// the residual stream before the final norm; `states` are the layers' in forward order.
-    pub(super) fn run(&self, mut dx: Vec<f32>, states: Vec<State>, to: &mut Collector) {
-        let mut buffers = Buffers::new(self.pass.model, self.batch.rows(), self.adapter.rank);
-        for (index, state) in states.into_iter().enumerate().rev() {
+    pub(super) fn run(&self, mut dx: Vec<f32>, states: &[State], to: &mut Collector) {
+        let rows = self.batch.rows();
+        let mut buffers = Buffers::new(&self.pass, rows);
+        for (index, s) in states.iter().enumerate().rev() {
             if self.pass.stop.is_cancelled() {
                 return;
             }
-            self.feed_forward(index, &mut dx, &state, &mut buffers, to);
-            self.attention(index, &mut dx, &state, &mut buffers, to);
+            let weights = self.weights(index);
+            self.feed_forward(index, &dx, s, &weights, &mut buffers);
+            let Buffers { feed, attention, heads } = &mut buffers;
+            let [act, dgate, dup, normed, dmid, datt, e_down, e_gate, e_o] = &*feed;
+            let (shape, precision) = (self.pass.heads(), self.pass.model.precision);
+            let inputs = Inputs { shape, q: &s.q, k: &s.k, v: &s.v, precision };
+            heads.compute(inputs, Outputs { att: &s.att, lse: &s.lse, datt }, self.batch);
+            let [_, h_o, h_gate, h_down] = &s.h;
+            let steps = [
+                Step { group: Group::Down, input: act, e: e_down, h: h_down, dy: vec![&dx] },
+                Step {
+                    group: Group::GateUp,
+                    input: normed,
+                    e: e_gate,
+                    h: h_gate,
+                    dy: vec![dgate, dup],
+                },
+                Step { group: Group::O, input: &s.att, e: e_o, h: h_o, dy: vec![dmid] },
+            ];
+            to.add(index, rows, self.adapter.scale, &steps);
+            self.attention(index, s, dmid, &weights, (&*heads, attention, &mut dx));
+            let [dq, dk, dv, normed, e] = &*attention;
+            let (group, h, dy): (_, _, Vec<&[f32]>) = (Group::Qkv, &s.h[0], vec![dq, dk, dv]);
+            to.add(index, rows, self.adapter.scale, &[Step { group, input: normed, e, h, dy }]);
         }
     }
 
-    fn feed_forward(
-        &self,
-        index: usize,
-        dx: &mut [f32],
-        s: &State,
-        b: &mut Buffers,
-        to: &mut Collector,
-    ) {
-        let (layer, eps) = (&self.pass.model.layers[index], self.pass.model.eps);
-        math::swiglu(&s.gate, &s.up, &mut b.act);
-        let down = [Part { proj: Proj::Down, dy: dx, h: &s.h[6] }];
-        self.step(index, &b.act, &down, &mut b.e, Some((&mut b.dup, false)), to);
-        math::swiglu_back(&s.gate, &s.up, &mut b.dup, &mut b.dgate);
-        math::norm(&s.mid, &layer.norm2, eps, &mut b.normed);
-        let parts = [
-            Part { proj: Proj::Gate, dy: &b.dgate, h: &s.h[4] },
-            Part { proj: Proj::Up, dy: &b.dup, h: &s.h[5] },
-        ];
-        self.step(index, &b.normed, &parts, &mut b.e, Some((&mut b.dnormed, false)), to);
-        math::norm_back(&s.mid, &layer.norm2, eps, &b.dnormed, dx);
+    /// Turns a layer's weights, where they are not kept so.
+    fn weights(&self, index: usize) -> Weights<'_> {
+        let (layer, pairs) = (&self.pass.model.layers[index], &self.adapter.layers[index]);
+        Weights {
+            proj: layer.proj.each_ref().map(Linear::turned),
+            a: pairs.each_ref().map(|group| group.a.turned()),
+            b: pairs.each_ref().map(|group| group.b.iter().map(Linear::turned).collect()),
+        }
     }
 
+    /// Blocks of rows from the layer's output back to the attention's.
+    fn feed_forward(&self, index: usize, dx: &[f32], s: &State, w: &Weights<'_>, b: &mut Buffers) {
+        let (rows, model) = (self.batch.rows(), self.pass.model);
+        let (hidden, ffn) = (model.config.hidden, model.config.ffn);
+        let norm = &model.layers[index].norm2;
+        let step = block_rows(rows);
+        let blocks = cut_all(&mut b.feed, rows, step).into_par_iter().enumerate().with_max_len(1);
+        blocks.for_each(|(i, [act, dgate, dup, normed, dmid, datt, e_down, e_gate, e_o])| {
+            let of = |width: usize| i * step * width..rows.min((i + 1) * step) * width;
+            let (dx, mid) = (&dx[of(hidden)], &s.mid[of(hidden)]);
+            self.back(Group::Down, &[dx], w, e_down, Some(dup));
+            math::swiglu_back(&s.gate[of(ffn)], &s.up[of(ffn)], dup, dgate, act);
+            math::norm_rows(mid, norm, model.eps, normed);
+            let mut dnormed = vec![0.0; dx.len()];
+            self.back(Group::GateUp, &[dgate, dup], w, e_gate, Some(&mut dnormed));
+            dmid.copy_from_slice(dx);
+            math::norm_rows_back(mid, norm, model.eps, &dnormed, dmid);
+            self.back(Group::O, &[dmid], w, e_o, Some(datt));
+        });
+    }
+
+    /// Blocks of rows from the heads' gradients back to the layer's input, whose gradient `dx`
+    /// becomes.
     fn attention(
         &self,
         index: usize,
-        dx: &mut [f32],
         s: &State,
-        b: &mut Buffers,
-        to: &mut Collector,
+        dmid: &[f32],
+        w: &Weights<'_>,
+        (heads, buffers, dx): (&HeadGradients, &mut [Vec<f32>; 5], &mut [f32]),
     ) {
-        let (layer, eps) = (&self.pass.model.layers[index], self.pass.model.eps);
-        let output = [Part { proj: Proj::O, dy: dx, h: &s.h[3] }];
-        self.step(index, &s.att, &output, &mut b.e, Some((&mut b.datt, false)), to);
-        let inputs = Inputs { shape: self.pass.heads(), q: &s.q, k: &s.k, v: &s.v };
-        let outputs = Outputs { att: &s.att, lse: &s.lse, datt: &b.datt };
-        let heads = HeadGradients::compute(inputs, outputs, self.batch);
-        heads.gather(self.batch, &mut b.dq, &mut b.dk, &mut b.dv);
-        self.unposition(index, s, b);
-        math::norm(&s.x, &layer.norm1, eps, &mut b.normed);
-        let parts = [
-            Part { proj: Proj::Q, dy: &b.dq, h: &s.h[0] },
-            Part { proj: Proj::K, dy: &b.dk, h: &s.h[1] },
-            Part { proj: Proj::V, dy: &b.dv, h: &s.h[2] },
-        ];
-        // Nothing below the first layer has a gradient.
-        let sink: Sink<'_> = (index > 0).then_some((&mut b.dnormed, false));
-        self.step(index, &b.normed, &parts, &mut b.e, sink, to);
-        if index > 0 {
-            math::norm_back(&s.x, &layer.norm1, eps, &b.dnormed, dx);
-        }
+        let (rows, model) = (self.batch.rows(), self.pass.model);
+        let (hidden, norm) = (model.config.hidden, &model.layers[index].norm1);
+        let step = block_rows(rows);
+        let blocks = cut_all(buffers, rows, step).into_iter().zip(cut(dx, rows, step));
+        let blocks: Vec<_> = blocks.enumerate().collect();
+        blocks.into_par_iter().with_max_len(1).for_each(|(i, ([dq, dk, dv, normed, e], dx))| {
+            let range = i * step..rows.min((i + 1) * step);
+            let of = |width: usize| range.start * width..range.end * width;
+            heads.gather(self.batch, range.clone(), dq, dk, dv);
+            self.unposition(index, s, range.clone(), dq, dk);
+            let x = &s.x[of(hidden)];
+            math::norm_rows(x, norm, model.eps, normed);
+            // Nothing below the first layer has a gradient.
+            let mut dnormed = (index > 0).then(|| vec![0.0; dx.len()]);
+            self.back(Group::Qkv, &[dq, dk, dv], w, e, dnormed.as_deref_mut());
+            if let Some(dnormed) = dnormed {
+                dx.copy_from_slice(&dmid[of(hidden)]);
+                math::norm_rows_back(x, norm, model.eps, &dnormed, dx);
+            }
+        });
     }
 
-    /// Undoes rotation and head norm on dq and dk.
-    fn unposition(&self, index: usize, s: &State, b: &mut Buffers) {
-        let (model, positions) = (self.pass.model, &self.batch.positions);
-        self.pass.rope.rotate(&mut b.dq, model.q_width(), positions, -1.0);
-        self.pass.rope.rotate(&mut b.dk, model.kv_width(), positions, -1.0);
-        let Some(weights) = &model.layers[index].qk_norm else { return };
-        for ((dy, raw), weight) in [&mut b.dq, &mut b.dk].into_iter().zip(&s.raw).zip(weights) {
-            let mut dx = vec![0.0; dy.len()];
-            math::norm_back(raw, weight, model.eps, dy, &mut dx);
-            *dy = dx;
-        }
-    }
-
-    /// Projections with one input: collects their adapter gradients and, with a sink, the
-    /// input's gradient.
-    fn step(
+    /// Undoes rotation and head norm on dq and dk of some rows.
+    fn unposition(
         &self,
         index: usize,
-        input: &[f32],
-        parts: &[Part<'_>],
-        e: &mut [Vec<f32>; 3],
-        sink: Sink<'_>,
-        to: &mut Collector,
+        s: &State,
+        rows: Range<usize>,
+        dq: &mut [f32],
+        dk: &mut [f32],
     ) {
-        let (rows, rank) = (self.batch.rows(), self.adapter.rank);
-        let (proj, pairs) = (&self.pass.model.layers[index].proj, &self.adapter.layers[index]);
-        for (part, e) in parts.iter().zip(e.iter_mut()) {
-            let w = &pairs[part.proj.index()].b;
-            project_back(rows, e, false, &[Term { x: part.dy, w }]);
+        let (model, positions) = (self.pass.model, &self.batch.positions[rows.clone()]);
+        self.pass.rope.rotate(dq, model.q_width(), positions, -1.0);
+        self.pass.rope.rotate(dk, model.kv_width(), positions, -1.0);
+        let Some(weights) = &model.layers[index].qk_norm else { return };
+        for ((dy, raw), weight) in [dq, dk].into_iter().zip(&s.raw).zip(weights) {
+            let width = dy.len() / rows.len().max(1);
+            let mut dx = vec![0.0; dy.len()];
+            let raw = &raw[rows.start * width..rows.end * width];
+            math::norm_rows_back(raw, weight, model.eps, dy, &mut dx);
+            dy.copy_from_slice(&dx);
         }
-        let mut products = Vec::with_capacity(2 * parts.len());
-        for (place, (a, b)) in to.layers[index].iter_mut().enumerate() {
-            let found = parts.iter().zip(e.iter()).find(|(p, _)| p.proj.index() == place);
-            let Some((part, e)) = found else { continue };
-            products.push(Outer { to: a, left: input, right: e, scale: 1.0 });
-            let scale = self.adapter.scale;
-            products.push(Outer { to: b, left: part.dy, right: part.h, scale });
+    }
+
+    /// A group's way back for a block: `e = dy (s B)` of all members side by side and, where it is
+    /// wanted, the gradient of the group's input.
+    fn back(
+        &self,
+        group: Group,
+        dy: &[&[f32]],
+        weights: &Weights<'_>,
+        e: &mut [f32],
+        dx: Option<&mut [f32]>,
+    ) {
+        let (rank, precision) = (self.adapter.rank, self.pass.model.precision);
+        let stride = group.members().len() * rank;
+        let rows = e.len() / stride;
+        let pack = |dy: &&[f32]| Rows::pack(dy, dy.len() / rows, rows, dy.len() / rows, precision);
+        let packed: Vec<Rows> = dy.iter().map(pack).collect();
+        for (i, (dy, b)) in packed.iter().zip(&weights.b[group.index()]).enumerate() {
+            let y = &mut e[i * rank..];
+            multiply(Out { y, stride, add: false }, &[Part::new(dy, b)]);
         }
-        collect(rows, rank, products);
-        if let Some((dx, add)) = sink {
-            let terms = parts.iter().zip(e.iter()).flat_map(|(part, e)| {
-                let place = part.proj.index();
-                [Term { x: part.dy, w: &proj[place] }, Term { x: e, w: &pairs[place].a }]
-            });
-            project_back(rows, dx, add, &terms.collect::<Vec<_>>());
-        }
+        let Some(dx) = dx else { return };
+        let e = Rows::pack(e, stride, rows, stride, precision);
+        let proj = |which: &Proj| &*weights.proj[which.index()];
+        let members = packed.iter().zip(group.members());
+        let mut parts: Vec<Part<'_>> =
+            members.map(|(dy, which)| Part::new(dy, proj(which))).collect();
+        parts.push(Part::new(&e, &weights.a[group.index()]));
+        let stride = dx.len() / rows;
+        multiply(Out { y: dx, stride, add: false }, &parts);
     }
 }

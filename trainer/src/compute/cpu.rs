@@ -13,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 use super::adapter::{Collector, Packed};
 use super::backward::Backward;
 use super::batch::{self, Batch, Span};
-use super::forward::{Pass, State};
+use super::forward::Pass;
 use super::head::{self, Row, Scored, Seen};
 use super::kernels::Precision;
 use super::look::{Look, Sight, Slopes};
 use super::math::Rope;
 use super::model::Model;
 use super::sampler::Sampler;
+use super::state::State;
 use super::{Compute, ComputeError, Gradient, Rollout, SampleParams, Sequence};
 
 /// What a [`CpuCompute`] may use.
@@ -29,6 +30,9 @@ pub struct Limits {
     pub activation_bytes_max: usize,
     /// Bytes of keys and values that are kept while sampling.
     pub cache_bytes_max: usize,
+    /// Bytes that a second, turned copy of the weights may take, which makes gradients faster. A
+    /// model that needs more is turned layer by layer each time.
+    pub turned_bytes_max: usize,
     /// Bytes of logits that exist at a time.
     pub logits_bytes_max: usize,
     /// Most replies that are drawn at the same time.
@@ -44,6 +48,7 @@ impl Default for Limits {
         Limits {
             activation_bytes_max: 640 << 20,
             cache_bytes_max: 512 << 20,
+            turned_bytes_max: 1 << 30,
             logits_bytes_max: 64 << 20,
             replies_max: 64,
             share_prompts: true,
@@ -59,6 +64,8 @@ pub struct CpuCompute {
     pool: ThreadPool,
     limits: Limits,
     stop: CancellationToken,
+    /// Activations of the last call, whose memory the next one takes.
+    states: Vec<State>,
 }
 
 impl CpuCompute {
@@ -84,9 +91,11 @@ impl CpuCompute {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|e| ComputeError::Threads(e.to_string()))?;
-        let model = pool.install(|| Model::load(model_dir, limits.precision))?;
+        let model =
+            pool.install(|| Model::load(model_dir, limits.precision, limits.turned_bytes_max))?;
         let rope = Rope::new(model.config.rope_frequencies());
-        Ok(CpuCompute { model, rope, pool, limits, stop: CancellationToken::new() })
+        let (stop, states) = (CancellationToken::new(), Vec::new());
+        Ok(CpuCompute { model, rope, pool, limits, stop, states })
     }
 
     /// The model's configuration.
@@ -114,6 +123,11 @@ impl CpuCompute {
     /// A call that was asked to stop left out layers: its numbers are not to be used.
     fn uninterrupted(&self) -> Result<(), ComputeError> {
         if self.stop.is_cancelled() { Err(ComputeError::Interrupted) } else { Ok(()) }
+    }
+
+    /// Runs something on the compute threads.
+    pub(super) fn on_threads<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(run)
     }
 
     /// Rows of a batch whose activations stay within the limit.
@@ -233,6 +247,22 @@ impl CpuCompute {
     }
 }
 
+/// The first `layers` of the states, with room for `rows` rows each.
+fn room<'a>(
+    states: &'a mut Vec<State>,
+    pass: Pass<'_>,
+    layers: usize,
+    rows: usize,
+) -> &'a mut [State] {
+    while states.len() < layers {
+        states.push(State::new(pass.model, rows, pass.rank()));
+    }
+    for state in &mut states[..layers] {
+        state.resize(pass.model, rows, pass.rank());
+    }
+    &mut states[..layers]
+}
+
 /// Consecutive spans with at most `most` targets together; a longer span is alone.
 fn units(spans: &[Span], most: usize) -> Vec<&[Span]> {
     let (mut units, mut start) = (Vec::new(), 0);
@@ -284,6 +314,7 @@ impl Compute for CpuCompute {
         self.check(pairs(sequences))?;
         self.check_looks(sequences, looks)?;
         let packed = self.packed(adapter)?;
+        let mut states = std::mem::take(&mut self.states);
         let pass = self.pass(packed.as_ref());
         let rows_max = self.rows_max(pass.rank(), 1).min(1024);
         let (width, most) = (self.model.config.hidden, self.head_rows(looks));
@@ -291,7 +322,7 @@ impl Compute for CpuCompute {
         for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
             let rows = head::rows(&self.model, &batch, looks);
             let (x, seen) = self.pool.install(|| {
-                let x = pass.run(&batch, None);
+                let x = pass.run(&batch, room(&mut states, pass, 1, batch.rows()));
                 let seen = self.score_rows(&x, &rows, most);
                 (x, seen)
             });
@@ -306,6 +337,7 @@ impl Compute for CpuCompute {
                 found[span.sequence] = sight;
             }
         }
+        self.states = states;
         let mut numbers = found.iter().flat_map(|sight| sight.own.iter().chain(&sight.kl));
         if numbers.any(|value| !value.is_finite()) {
             return Err(ComputeError::NotFinite("a log-probability"));
@@ -323,20 +355,22 @@ impl Compute for CpuCompute {
         self.check(pairs(sequences))?;
         self.check_looks(sequences, looks)?;
         let packed = self.packed(Some(adapter))?.ok_or(ComputeError::AdapterShape)?;
-        let pass = self.pass(Some(&packed));
         let rows_max = self.rows_max(adapter.rank, self.model.config.layers);
+        let mut states = std::mem::take(&mut self.states);
+        let pass = self.pass(Some(&packed));
         let mut collector = Collector::new(&self.model, adapter.rank);
         let mut logprobs = vec![Vec::new(); sequences.len()];
         for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
-            let mut states = Vec::with_capacity(self.model.config.layers);
-            let x = self.pool.install(|| pass.run(&batch, Some(&mut states)));
+            let states = room(&mut states, pass, self.model.config.layers, batch.rows());
+            let x = self.pool.install(|| pass.run(&batch, states));
             self.uninterrupted()?;
             let dx = self.head(&batch, &x, looks, &mut logprobs, loss)?;
             let backward = Backward { pass, adapter: &packed, batch: &batch };
             self.pool.install(|| backward.run(dx, states, &mut collector));
             self.uninterrupted()?;
         }
-        let lora = collector.finish(adapter);
+        self.states = states;
+        let lora = self.pool.install(|| collector.finish(adapter));
         if !lora.is_finite() || logprobs.iter().flatten().any(|value| !value.is_finite()) {
             return Err(ComputeError::NotFinite("a gradient"));
         }

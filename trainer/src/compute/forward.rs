@@ -1,95 +1,21 @@
 //! The forward pass of the decoder layers, with or without what the backward pass needs.
 //!
-//! Every step is one parallel region over tiles or rows. Scoring and sampling reuse one layer's
-//! buffers; training keeps one [`State`] per layer (about 0.7 MB per token for SmolLM2-135M).
+//! Rows only meet in attention. So a layer is three parallel regions: blocks of rows go from the
+//! residual stream to q, k and v; tiles of rows attend; blocks go through the rest of the layer. A
+//! block's intermediates stay in its core's cache. Scoring and sampling reuse one layer's buffers;
+//! training keeps one [`State`] per layer (about 0.7 MB per token for SmolLM2-135M).
 
 use hone_model::lora::Proj;
+use rayon::prelude::*;
 use tokio_util::sync::CancellationToken;
 
-use super::adapter::Packed;
+use super::adapter::{Group, Packed};
 use super::attention::{self, Heads, Inputs};
 use super::batch::Batch;
-use super::kernels::{Job, Term, project};
+use super::kernels::{Out, Part, Rows, block_rows, multiply};
 use super::math::{self, Rope};
 use super::model::Model;
-
-/// Activations of one layer for some rows, `(rows, width)` each.
-pub(super) struct State {
-    /// Input of the layer.
-    pub(super) x: Vec<f32>,
-    pub(super) q: Vec<f32>,
-    pub(super) k: Vec<f32>,
-    pub(super) v: Vec<f32>,
-    /// q and k before their norm; empty for models without one.
-    pub(super) raw: [Vec<f32>; 2],
-    /// Log-sum-exp per row and head.
-    pub(super) lse: Vec<f32>,
-    pub(super) att: Vec<f32>,
-    /// The residual stream between attention and feed-forward.
-    pub(super) mid: Vec<f32>,
-    pub(super) gate: Vec<f32>,
-    pub(super) up: Vec<f32>,
-    /// `A x` per projection `(rows, rank)`; empty without an adapter.
-    pub(super) h: [Vec<f32>; 7],
-}
-
-impl State {
-    /// Buffers for `rows` rows.
-    pub(super) fn new(model: &Model, rows: usize, rank: usize) -> State {
-        let (q, kv) = (model.q_width(), model.kv_width());
-        let buffer = |width: usize| vec![0.0; rows * width];
-        let raw = |width: usize| buffer(if model.config.qk_norm { width } else { 0 });
-        State {
-            x: buffer(model.config.hidden),
-            q: buffer(q),
-            k: buffer(kv),
-            v: buffer(kv),
-            raw: [raw(q), raw(kv)],
-            lse: buffer(model.config.heads),
-            att: buffer(q),
-            mid: buffer(model.config.hidden),
-            gate: buffer(model.config.ffn),
-            up: buffer(model.config.ffn),
-            h: std::array::from_fn(|_| buffer(rank)),
-        }
-    }
-
-    /// Bytes that one row takes.
-    pub(super) fn row_bytes(model: &Model, rank: usize) -> usize {
-        let widths = 2 * model.config.hidden + 4 * model.q_width() + 3 * model.kv_width();
-        4 * (widths + model.config.heads + 2 * model.config.ffn + 7 * rank)
-    }
-
-    /// Keeps the first `rows` of `from` rows.
-    pub(super) fn shrink(&mut self, rows: usize, from: usize) {
-        let State { x, q, k, v, raw: [rq, rk], lse, att, mid, gate, up, h } = self;
-        let all = [x, q, k, v, rq, rk, lse, att, mid, gate, up];
-        for buffer in all.into_iter().chain(h) {
-            buffer.truncate(buffer.len() / from.max(1) * rows);
-        }
-    }
-}
-
-/// Buffers that no later step needs, `(rows, width)` each.
-pub(super) struct Scratch {
-    normed: Vec<f32>,
-    act: Vec<f32>,
-}
-
-impl Scratch {
-    /// Buffers for `rows` rows.
-    pub(super) fn new(model: &Model, rows: usize) -> Scratch {
-        let (hidden, ffn) = (model.config.hidden, model.config.ffn);
-        Scratch { normed: vec![0.0; rows * hidden], act: vec![0.0; rows * ffn] }
-    }
-
-    /// Keeps the first `rows` of `from` rows.
-    pub(super) fn shrink(&mut self, rows: usize, from: usize) {
-        for buffer in [&mut self.normed, &mut self.act] {
-            buffer.truncate(buffer.len() / from.max(1) * rows);
-        }
-    }
-}
+use super::state::{State, StateRows, cut};
 
 /// A model with an adapter, ready to run.
 #[derive(Clone, Copy)]
@@ -100,9 +26,6 @@ pub(super) struct Pass<'a> {
     /// Once set, layers are left out: whoever runs the pass throws its result away.
     pub(super) stop: &'a CancellationToken,
 }
-
-/// One projection of a step: its input's `A x` and its output.
-type Out<'a> = (Proj, &'a mut Vec<f32>, &'a mut [f32]);
 
 impl Pass<'_> {
     /// The adapter's rank, 0 without one.
@@ -116,28 +39,23 @@ impl Pass<'_> {
     }
 
     /// Runs all layers over a batch and returns the residual stream before the final norm
-    /// `(rows, hidden)`. With `keep`, pushes every layer's state to it.
-    pub(super) fn run(&self, batch: &Batch, mut keep: Option<&mut Vec<State>>) -> Vec<f32> {
+    /// `(rows, hidden)`. Each layer leaves its state in `states`, the last one there is in the end.
+    pub(super) fn run(&self, batch: &Batch, states: &mut [State]) -> Vec<f32> {
         let rows = batch.rows();
         let mut x = vec![0.0; rows * self.model.config.hidden];
         self.model.embed(&batch.tokens, &mut x);
-        let mut scratch = Scratch::new(self.model, rows);
-        let mut state = State::new(self.model, rows, self.rank());
+        let last = states.len().saturating_sub(1);
         for index in 0..self.model.layers.len() {
-            self.layer(index, &mut x, &batch.positions, &mut state, &mut scratch, |s| {
-                self.attend(batch, s);
-            });
-            if let Some(states) = keep.as_deref_mut() {
-                let fresh = State::new(self.model, rows, self.rank());
-                states.push(std::mem::replace(&mut state, fresh));
-            }
+            let Some(state) = states.get_mut(index.min(last)) else { break };
+            self.layer(index, &mut x, &batch.positions, state, |s| self.attend(batch, s));
         }
         x
     }
 
     /// Attention inside the batch.
     pub(super) fn attend(&self, batch: &Batch, s: &mut State) {
-        let inputs = Inputs { shape: self.heads(), q: &s.q, k: &s.k, v: &s.v };
+        let (shape, precision) = (self.heads(), self.model.precision);
+        let inputs = Inputs { shape, q: &s.q, k: &s.k, v: &s.v, precision };
         attention::forward(inputs, &batch.segments, &mut s.att, &mut s.lse);
     }
 
@@ -149,77 +67,92 @@ impl Pass<'_> {
         x: &mut [f32],
         positions: &[u32],
         s: &mut State,
-        scratch: &mut Scratch,
         attend: impl FnOnce(&mut State),
     ) {
         if self.stop.is_cancelled() {
             return;
         }
-        let (layer, eps) = (&self.model.layers[index], self.model.eps);
-        let Scratch { normed, act } = scratch;
-        s.x.copy_from_slice(x);
-        math::norm(x, &layer.norm1, eps, normed);
-        let State { q, k, v, h: [hq, hk, hv, ..], .. } = s;
-        let outs = vec![
-            (Proj::Q, hq, q.as_mut_slice()),
-            (Proj::K, hk, k.as_mut_slice()),
-            (Proj::V, hv, v.as_mut_slice()),
-        ];
-        self.apply(index, normed, outs, false);
-        self.position(index, positions, s);
-        attend(s);
-        let State { att, mid, gate, up, h: [.., ho, hg, hu, hd], .. } = s;
-        self.apply(index, att, vec![(Proj::O, ho, x)], true);
-        mid.copy_from_slice(x);
-        math::norm(x, &layer.norm2, eps, normed);
-        let outs = vec![(Proj::Gate, hg, gate.as_mut_slice()), (Proj::Up, hu, up.as_mut_slice())];
-        self.apply(index, normed, outs, false);
-        math::swiglu(gate, up, act);
-        self.apply(index, act, vec![(Proj::Down, hd, x)], true);
-    }
-
-    /// Bias, head norm and rotation of fresh q, k, v.
-    fn position(&self, index: usize, positions: &[u32], s: &mut State) {
-        let layer = &self.model.layers[index];
-        if let Some([q, k, v]) = &layer.bias {
-            math::add_bias(&mut s.q, q);
-            math::add_bias(&mut s.k, k);
-            math::add_bias(&mut s.v, v);
-        }
-        if let Some([q, k]) = &layer.qk_norm {
-            s.raw[0].copy_from_slice(&s.q);
-            s.raw[1].copy_from_slice(&s.k);
-            math::norm(&s.raw[0], q, self.model.eps, &mut s.q);
-            math::norm(&s.raw[1], k, self.model.eps, &mut s.k);
-        }
-        self.rope.rotate(&mut s.q, self.model.q_width(), positions, 1.0);
-        self.rope.rotate(&mut s.k, self.model.kv_width(), positions, 1.0);
-    }
-
-    /// `y (+)= W x + s B (A x)` for projections with the same input.
-    fn apply(&self, index: usize, x: &[f32], mut outs: Vec<Out<'_>>, add: bool) {
-        let proj = &self.model.layers[index].proj;
-        let width = match outs.first() {
-            Some((which, ..)) => self.model.config.proj_shape(*which).1,
-            None => return,
-        };
-        let rows = x.len() / width;
-        let pairs = self.adapter.map(|adapter| &adapter.layers[index]);
-        if let Some(pairs) = pairs {
-            let jobs = outs.iter_mut().map(|(which, h, _)| Job {
-                y: h,
-                add: false,
-                terms: vec![Term { x, w: &pairs[which.index()].a }],
-            });
-            project(rows, &mut jobs.collect::<Vec<_>>());
-        }
-        let jobs = outs.into_iter().map(|(which, h, y)| {
-            let mut terms = vec![Term { x, w: &proj[which.index()] }];
-            if let Some(pairs) = pairs {
-                terms.push(Term { x: h, w: &pairs[which.index()].b });
-            }
-            Job { y, add, terms }
+        let rows = positions.len();
+        let step = block_rows(rows);
+        let blocks = s.cut(rows, step).into_iter().zip(cut(x, rows, step));
+        let blocks: Vec<_> = blocks.zip(positions.chunks(step)).collect();
+        blocks.into_par_iter().with_max_len(1).for_each(|((mut s, x), positions)| {
+            self.enter(index, x, positions, &mut s);
         });
-        project(rows, &mut jobs.collect::<Vec<_>>());
+        attend(s);
+        let blocks: Vec<_> = s.cut(rows, step).into_iter().zip(cut(x, rows, step)).collect();
+        blocks.into_par_iter().with_max_len(1).for_each(|(mut s, x)| self.leave(index, x, &mut s));
+    }
+
+    /// From the residual stream of a block to its q, k and v.
+    fn enter(&self, index: usize, x: &[f32], positions: &[u32], s: &mut StateRows<'_>) {
+        let (layer, model) = (&self.model.layers[index], self.model);
+        s.x.copy_from_slice(x);
+        let mut normed = vec![0.0; x.len()];
+        math::norm_rows(x, &layer.norm1, model.eps, &mut normed);
+        let StateRows { q, k, v, raw: [raw_q, raw_k], h: [h, ..], .. } = s;
+        self.apply(index, Group::Qkv, &normed, h, &mut [q, k, v], false);
+        if let Some([bias_q, bias_k, bias_v]) = &layer.bias {
+            math::add_bias(q, bias_q);
+            math::add_bias(k, bias_k);
+            math::add_bias(v, bias_v);
+        }
+        if let Some([weight_q, weight_k]) = &layer.qk_norm {
+            raw_q.copy_from_slice(q);
+            raw_k.copy_from_slice(k);
+            math::norm_rows(raw_q, weight_q, model.eps, q);
+            math::norm_rows(raw_k, weight_k, model.eps, k);
+        }
+        self.rope.rotate(q, model.q_width(), positions, 1.0);
+        self.rope.rotate(k, model.kv_width(), positions, 1.0);
+    }
+
+    /// From a block's attention through the feed-forward to the next layer's input.
+    fn leave(&self, index: usize, x: &mut [f32], s: &mut StateRows<'_>) {
+        let (layer, eps) = (&self.model.layers[index], self.model.eps);
+        let StateRows { att, mid, gate, up, h: [_, ho, hg, hd], .. } = s;
+        self.apply(index, Group::O, att, ho, &mut [&mut *x], true);
+        mid.copy_from_slice(x);
+        let mut normed = vec![0.0; x.len()];
+        math::norm_rows(x, &layer.norm2, eps, &mut normed);
+        self.apply(index, Group::GateUp, &normed, hg, &mut [&mut **gate, &mut **up], false);
+        let mut act = vec![0.0; gate.len()];
+        math::swiglu(gate, up, &mut act);
+        self.apply(index, Group::Down, &act, hd, &mut [x], true);
+    }
+
+    /// `y (+)= W x + s B (A x)` for the projections of a group; `h` becomes their `A x`.
+    fn apply(
+        &self,
+        index: usize,
+        group: Group,
+        x: &[f32],
+        h: &mut [f32],
+        outs: &mut [&mut [f32]],
+        add: bool,
+    ) {
+        let (model, rank) = (self.model, self.rank());
+        let proj = |which: &Proj| &model.layers[index].proj[which.index()];
+        let members = group.members();
+        let width = model.config.proj_shape(members[0]).1;
+        let rows = x.len() / width;
+        let x = Rows::pack(x, width, rows, width, model.precision);
+        let pairs = self.adapter.map(|adapter| &adapter.layers[index][group.index()]);
+        if let Some(pairs) = pairs {
+            let stride = members.len() * rank;
+            multiply(Out { y: &mut *h, stride, add: false }, &[Part::new(&x, &pairs.a)]);
+        }
+        for (i, (which, y)) in members.iter().zip(outs).enumerate() {
+            let stride = y.len() / rows.max(1);
+            let (out, base) = (Out { y, stride, add }, Part::new(&x, proj(which)));
+            match pairs {
+                Some(pairs) => {
+                    let columns = members.len() * rank;
+                    let h = Rows::pack(&h[i * rank..], columns, rows, rank, model.precision);
+                    multiply(out, &[base, Part::new(&h, &pairs.b[i])]);
+                }
+                None => multiply(out, &[base]),
+            }
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 use rayon::prelude::*;
 
+use super::kernels::NR;
+
 /// Rows that one task of an element-wise step handles.
 pub(super) const TASK_ROWS: usize = 32;
 const LANES: usize = 16;
@@ -125,63 +127,99 @@ pub(super) fn norm_row_back(x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx:
     }
 }
 
-/// [`norm_row`] of every row of `x (rows, weight.len())`, on the current pool.
+/// [`norm_row`] of every row of `x (rows, weight.len())`, on the calling thread.
+pub(super) fn norm_rows(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let width = weight.len();
+    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+        norm_row(x, weight, eps, y);
+    }
+}
+
+/// [`norm_rows`] on the current pool.
 pub(super) fn norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    let width = weight.len();
-    let tasks = x.par_chunks(TASK_ROWS * width).zip(y.par_chunks_mut(TASK_ROWS * width));
-    tasks.for_each(|(x, y)| {
-        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-            norm_row(x, weight, eps, y);
-        }
-    });
+    let size = TASK_ROWS * weight.len();
+    let tasks = x.par_chunks(size).zip(y.par_chunks_mut(size));
+    tasks.for_each(|(x, y)| norm_rows(x, weight, eps, y));
 }
 
-/// [`norm_row_back`] of every row, on the current pool.
-pub(super) fn norm_back(x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+/// [`norm_row_back`] of every row, on the calling thread.
+pub(super) fn norm_rows_back(x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
     let width = weight.len();
-    let size = TASK_ROWS * width;
-    let tasks = x.par_chunks(size).zip(dy.par_chunks(size)).zip(dx.par_chunks_mut(size));
-    tasks.for_each(|((x, dy), dx)| {
-        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
-        for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-            norm_row_back(x, weight, eps, dy, dx);
-        }
-    });
+    let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+    for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(width)) {
+        norm_row_back(x, weight, eps, dy, dx);
+    }
 }
 
-/// `act = silu(gate) · up` (Shazeer 2020), on the current pool.
+/// `act = silu(gate) · up` (Shazeer 2020).
 pub(super) fn swiglu(gate: &[f32], up: &[f32], act: &mut [f32]) {
-    const SIZE: usize = 1 << 14;
-    let tasks = gate.par_chunks(SIZE).zip(up.par_chunks(SIZE)).zip(act.par_chunks_mut(SIZE));
-    tasks.for_each(|((gate, up), act)| {
-        for ((a, g), u) in act.iter_mut().zip(gate).zip(up) {
-            *a = g * u / (1.0 + exp(-g));
-        }
-    });
+    for ((a, g), u) in act.iter_mut().zip(gate).zip(up) {
+        *a = g * u / (1.0 + exp(-g));
+    }
 }
 
-/// Gradients of [`swiglu`]: `dact` becomes `dup`, `dgate` is written. On the current pool.
-pub(super) fn swiglu_back(gate: &[f32], up: &[f32], dact: &mut [f32], dgate: &mut [f32]) {
-    const SIZE: usize = 1 << 14;
-    let inputs = gate.par_chunks(SIZE).zip(up.par_chunks(SIZE));
-    let tasks = inputs.zip(dact.par_chunks_mut(SIZE)).zip(dgate.par_chunks_mut(SIZE));
-    tasks.for_each(|(((gate, up), dact), dgate)| {
-        for (((g, u), da), dg) in gate.iter().zip(up).zip(dact).zip(dgate) {
-            let sigmoid = 1.0 / (1.0 + exp(-g));
-            let silu = g * sigmoid;
-            *dg = *da * u * sigmoid.mul_add(1.0 - silu, silu);
-            *da *= silu;
-        }
-    });
+/// Gradients of [`swiglu`]: `dact` becomes `dup`; `dgate` and `act` are written.
+pub(super) fn swiglu_back(
+    gate: &[f32],
+    up: &[f32],
+    dact: &mut [f32],
+    dgate: &mut [f32],
+    act: &mut [f32],
+) {
+    let inputs = gate.iter().zip(up);
+    for ((((g, u), da), dg), a) in inputs.zip(dact).zip(dgate).zip(act) {
+        let sigmoid = 1.0 / (1.0 + exp(-g));
+        let silu = g * sigmoid;
+        *a = silu * u;
+        *dg = *da * u * sigmoid.mul_add(1.0 - silu, silu);
+        *da *= silu;
+    }
 }
 
-/// Adds `bias` to every row, on the current pool.
+/// Adds `bias` to every row.
 pub(super) fn add_bias(y: &mut [f32], bias: &[f32]) {
-    y.par_chunks_mut(TASK_ROWS * bias.len()).for_each(|rows| {
-        for row in rows.chunks_exact_mut(bias.len()) {
-            add_scaled(row, 1.0, bias);
+    for row in y.chunks_exact_mut(bias.len()) {
+        add_scaled(row, 1.0, bias);
+    }
+}
+
+/// A value for each of a panel's columns.
+pub(super) type Columns = [f32; NR];
+
+/// Softmax down the columns of `scores (keys, NR)`, in place but for the division by the sums:
+/// values become `e^(score − most)`. Returns the largest scores and the sums.
+pub(super) fn softmax_columns(scores: &mut [f32]) -> (Columns, Columns) {
+    let rows = scores.as_chunks_mut::<NR>().0;
+    let (mut most, mut sums) = ([f32::NEG_INFINITY; NR], [0.0; NR]);
+    for row in &*rows {
+        for (m, v) in most.iter_mut().zip(row) {
+            *m = if *v > *m { *v } else { *m };
         }
-    });
+    }
+    for row in rows {
+        for ((v, m), s) in row.iter_mut().zip(&most).zip(&mut sums) {
+            *v = exp(*v - m);
+            *s += *v;
+        }
+    }
+    (most, sums)
+}
+
+/// From scores and the gradient of the probabilities, `(keys, NR)` each, in place: probabilities
+/// `p = e^(score − lse)` and the gradient of the scores `p · (dp − inner) · scale`.
+pub(super) fn softmax_columns_back(
+    scores: &mut [f32],
+    dp: &mut [f32],
+    lse: &Columns,
+    inner: &Columns,
+    scale: f32,
+) {
+    for (p, ds) in scores.as_chunks_mut::<NR>().0.iter_mut().zip(dp.as_chunks_mut::<NR>().0) {
+        for (((p, ds), lse), inner) in p.iter_mut().zip(ds).zip(lse).zip(inner) {
+            *p = exp(*p - lse);
+            *ds = *p * (*ds - inner) * scale;
+        }
+    }
 }
 
 /// Cosines and sines by position, grown on demand. `(positions, head_dim / 2)` each.
@@ -210,14 +248,11 @@ impl Rope {
 
     /// Rotates every head of every row of `x (rows, heads · head_dim)` in place, first half
     /// against second half (the Hugging Face order). `sign` −1 undoes it, which is also its
-    /// gradient. On the current pool.
+    /// gradient.
     pub(super) fn rotate(&self, x: &mut [f32], width: usize, positions: &[u32], sign: f32) {
-        let rows = x.par_chunks_mut(TASK_ROWS * width).zip(positions.par_chunks(TASK_ROWS));
-        rows.for_each(|(rows, positions)| {
-            for (row, position) in rows.chunks_exact_mut(width).zip(positions) {
-                self.rotate_row(row, *position as usize, sign);
-            }
-        });
+        for (row, position) in x.chunks_exact_mut(width).zip(positions) {
+            self.rotate_row(row, *position as usize, sign);
+        }
     }
 
     fn rotate_row(&self, row: &mut [f32], position: usize, sign: f32) {

@@ -11,7 +11,7 @@ mod adapter;
 mod attention;
 mod backward;
 mod batch;
-mod bench;
+pub mod bench;
 mod cpu;
 mod forward;
 mod head;
@@ -20,13 +20,13 @@ mod look;
 mod math;
 mod model;
 mod sampler;
+mod state;
 
 use hone_model::config::ConfigError;
 use hone_model::lora::Lora;
 use hone_model::weights::WeightsError;
 use tokio_util::sync::CancellationToken;
 
-pub use bench::{BenchReport, BenchRow, bench, bench_with};
 pub use cpu::{CpuCompute, Limits};
 pub use kernels::Precision;
 pub use look::{Against, Direction, Look, Sight, Slopes};

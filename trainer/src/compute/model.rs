@@ -42,11 +42,22 @@ pub(super) struct Model {
 impl Model {
     /// Reads and packs a model directory. Peak memory is the model in f32 plus one tensor. A
     /// precision that the processor does not have becomes f32.
-    pub(super) fn load(dir: &Path, precision: Precision) -> Result<Model, ComputeError> {
+    ///
+    /// Weights that products backward need turned are kept so once they were, as long as all of
+    /// them take at most `turned_bytes_max`.
+    pub(super) fn load(
+        dir: &Path,
+        precision: Precision,
+        turned_bytes_max: usize,
+    ) -> Result<Model, ComputeError> {
         let (config, precision) = (ModelConfig::from_dir(dir)?, precision.supported());
         let mut weights = Weights::load(dir)?;
+        let per_layer: usize =
+            Proj::ALL.map(|proj| config.proj_shape(proj)).map(|s| s.0 * s.1).iter().sum();
+        let values = config.layers * per_layer + config.vocab * config.hidden;
+        let keep = values * precision.bytes() <= turned_bytes_max;
         let layers = (0..config.layers)
-            .map(|index| load_layer(&config, &mut weights, index, precision))
+            .map(|index| load_layer(&config, &mut weights, index, (precision, keep)))
             .collect::<Result<Vec<_>, _>>()?;
         let norm = weights.take_shaped("model.norm.weight", &[config.hidden])?;
         let shape = [config.vocab, config.hidden];
@@ -59,7 +70,8 @@ impl Model {
         let head = head
             .chunks(VOCAB_CHUNK * config.hidden)
             .map(|part| {
-                Linear::pack(part, part.len() / config.hidden, config.hidden, 1.0, precision)
+                let outputs = part.len() / config.hidden;
+                Linear::pack(part, outputs, config.hidden, 1.0, precision).keeping(keep)
             })
             .collect();
         let embedding = untied.then_some(embedding);
@@ -93,14 +105,14 @@ fn load_layer(
     config: &ModelConfig,
     weights: &mut Weights,
     index: usize,
-    precision: Precision,
+    (precision, keep): (Precision, bool),
 ) -> Result<Layer, ComputeError> {
     let name = |part: &str| format!("model.layers.{index}.{part}");
     let mut proj = Vec::with_capacity(Proj::ALL.len());
     for which in Proj::ALL {
         let (out, width) = config.proj_shape(which);
         let weight = weights.take_shaped(&name(&format!("{}.weight", which.path())), &[out, width]);
-        proj.push(Linear::pack(&weight?, out, width, 1.0, precision));
+        proj.push(Linear::pack(&weight?, out, width, 1.0, precision).keeping(keep));
     }
     let mut vector = |part: &str, length: usize| weights.take_shaped(&name(part), &[length]);
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);

@@ -14,10 +14,11 @@ use rayon::prelude::*;
 use super::attention::{Heads, softmax};
 use super::batch::Batch;
 use super::cpu::Limits;
-use super::forward::{Pass, Scratch, State};
+use super::forward::Pass;
 use super::head;
 use super::math;
 use super::model::VOCAB_CHUNK;
+use super::state::State;
 use super::{Rollout, SampleParams};
 
 /// One call's worth of drawing.
@@ -103,9 +104,8 @@ impl Sampler<'_> {
         let mut live = self.prefill(prompts, wave, &mut cache);
         let mut done: Vec<Live> = Vec::with_capacity(live.len());
         let model = self.pass.model;
-        let mut rows = live.len();
-        let mut state = State::new(model, rows, self.pass.rank());
-        let mut scratch = Scratch::new(model, rows);
+        let rank = self.pass.rank();
+        let mut state = State::new(model, live.len(), rank);
         loop {
             let (ended, going) = live.into_iter().partition(Live::is_done);
             live = going;
@@ -113,10 +113,8 @@ impl Sampler<'_> {
             if live.is_empty() || self.pass.stop.is_cancelled() {
                 break;
             }
-            state.shrink(live.len(), rows);
-            scratch.shrink(live.len(), rows);
-            rows = live.len();
-            self.step(&mut live, &mut cache, &mut state, &mut scratch);
+            state.resize(model, live.len(), rank);
+            self.step(&mut live, &mut cache, &mut state);
         }
         done.sort_by_key(|live| (live.prompt, live.reply));
         done
@@ -165,10 +163,9 @@ impl Sampler<'_> {
         let mut x = vec![0.0; rows * model.config.hidden];
         model.embed(&batch.tokens, &mut x);
         let mut state = State::new(model, rows, self.pass.rank());
-        let mut scratch = Scratch::new(model, rows);
         for (index, layer) in cache.layers.iter_mut().enumerate() {
             let positions = &batch.positions;
-            self.pass.layer(index, &mut x, positions, &mut state, &mut scratch, |s| {
+            self.pass.layer(index, &mut x, positions, &mut state, |s| {
                 self.pass.attend(batch, s);
             });
             layer.prompts[0].extend_from_slice(&state.k);
@@ -187,7 +184,7 @@ impl Sampler<'_> {
     }
 
     /// Feeds every live reply's last token and draws its next one.
-    fn step(&self, live: &mut [Live], cache: &mut Cache, state: &mut State, scratch: &mut Scratch) {
+    fn step(&self, live: &mut [Live], cache: &mut Cache, state: &mut State) {
         let (model, rows) = (self.pass.model, live.len());
         let tokens: Vec<u32> =
             live.iter().filter_map(|l| l.rollout.tokens.last().copied()).collect();
@@ -195,7 +192,7 @@ impl Sampler<'_> {
         let mut x = vec![0.0; rows * model.config.hidden];
         model.embed(&tokens, &mut x);
         for index in 0..model.layers.len() {
-            self.pass.layer(index, &mut x, &positions, state, scratch, |s| {
+            self.pass.layer(index, &mut x, &positions, state, |s| {
                 cache.append(index, live, &s.k, &s.v);
                 cache.attend(index, live, self.pass.heads(), &s.q, &mut s.att);
             });

@@ -169,5 +169,8 @@ mod tests;
 mod losses;
 
 #[cfg(test)]
+mod kill_tests;
+
+#[cfg(test)]
 #[path = "recipe_tests.rs"]
 mod recipe;

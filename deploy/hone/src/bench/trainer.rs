@@ -1,185 +1,182 @@
-//! `hone bench trainer`: tokens per second of scoring and of forward + backward, pair by pair
-//! beside PyTorch + PEFT.
+//! `hone bench trainer`: tokens per second and memory of scoring and of forward + backward, pair by
+//! pair beside PyTorch + PEFT.
+//!
+//! Every row has fresh processes, ours and theirs, so that the peak of resident memory belongs to
+//! that shape. They take turns, and the ratio is the median over the pairs.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Instant;
 
 use anyhow::Context;
 use hone_model::config::ModelConfig;
-use hone_model::lora::Lora;
-use hone_trainer::compute::{Compute, CpuCompute, SampleParams, Sequence};
+use hone_trainer::compute::Precision;
+use hone_trainer::compute::bench::{About, Done, Worker, flop_per_token};
 use serde::Serialize;
-use serde_json::Value;
 
 use super::median;
-use crate::cli::BenchTrainerArgs;
+use crate::cli::{BenchTrainerArgs, BenchTrainerWorkerArgs, Task};
 use crate::model;
 
-/// Shapes as (sequences, tokens each).
-const SHAPES: [(usize, usize); 3] = [(1, 256), (1, 512), (4, 256)];
-/// Interleaved pairs per shape.
-const PAIRS: usize = 3;
-const RANK: usize = 16;
-const ALPHA: f64 = 32.0;
+const MIB: f64 = (1u64 << 20) as f64;
+
+/// Runs `hone bench trainer-worker`.
+pub fn work(args: &BenchTrainerWorkerArgs) -> anyhow::Result<()> {
+    let mut worker = Worker::new(&args.model_dir, args.threads, precision(&args.precision))?;
+    worker.serve(std::io::stdin().lock(), std::io::stdout()).map_err(anyhow::Error::msg)
+}
+
+fn precision(word: &str) -> Precision {
+    if word == "bf16" { Precision::Bf16 } else { Precision::F32 }
+}
+
+/// What one side did in one row.
+#[derive(Serialize)]
+struct Figures {
+    name: String,
+    tokens_per_second: f64,
+    /// Most resident memory of the process, from its start on.
+    peak_mib: f64,
+}
 
 #[derive(Serialize)]
 struct Row {
-    task: &'static str,
+    task: String,
     sequences: usize,
     tokens_each: usize,
-    hone_tokens_per_second: f64,
-    torch_tokens_per_second: Option<f64>,
-    /// Median of the pairs' ratios, hone over PyTorch.
-    ratio: Option<f64>,
+    precision: Precision,
+    hone: Figures,
+    torch: Option<Figures>,
+    /// Median, smallest and largest of the pairs' ratios, hone over PyTorch.
+    ratio: Option<[f64; 3]>,
+    /// Peak memory, hone over PyTorch.
+    memory_ratio: Option<f64>,
+    gflops: Option<f64>,
+    /// Of what the micro-kernel alone does on all threads.
+    peak_share: Option<f64>,
 }
 
 /// Runs `hone bench trainer`.
-pub fn run(args: BenchTrainerArgs) -> anyhow::Result<()> {
-    let dir = model::ensure(&args.data, &args.model)?;
-    let threads = match args.threads {
-        0 => std::thread::available_parallelism()?.get(),
-        threads => threads,
-    };
-    let mut bench = Bench::new(&dir, threads)?;
-    let mut torch = args.python.as_deref().map(|py| Torch::start(py, &dir, threads)).transpose()?;
+pub fn run(args: &BenchTrainerArgs) -> anyhow::Result<()> {
+    let bench = Bench { dir: model::ensure(&args.data, &args.model)?, args };
+    let config = ModelConfig::from_dir(&bench.dir)?;
     let mut rows = Vec::new();
-    for task in ["score", "train"] {
-        for (sequences, tokens) in SHAPES {
-            rows.push(bench.row(task, sequences, tokens, torch.as_mut())?);
+    for precision in &args.precision {
+        for task in &args.tasks {
+            rows.push(bench.row(precision, task, &config)?);
         }
     }
-    let sampled = bench.sample_tokens_per_second(16, 48)?;
-    if args.json {
-        let value = serde_json::json!({"threads": threads, "rows": rows,
-            "sample_16_rows_tokens_per_second": sampled, "torch": torch.as_ref().map(|torch| &torch.version)});
-        println!("{}", serde_json::to_string_pretty(&value)?);
-    } else {
-        print(&rows, sampled, threads);
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&rows)?),
+        false => print(&rows),
     }
     Ok(())
 }
 
-struct Bench {
-    compute: CpuCompute,
-    lora: Lora,
-    vocabulary: usize,
+struct Bench<'a> {
+    dir: PathBuf,
+    args: &'a BenchTrainerArgs,
 }
 
-impl Bench {
-    fn new(dir: &Path, threads: usize) -> anyhow::Result<Bench> {
-        let config = ModelConfig::from_dir(dir)?;
-        let mut lora = Lora::init(&config, RANK, ALPHA, 17);
-        // B starts at zero, which would make half of the adapter's work trivial.
-        lora.for_each_tensor_mut(|_, _, _, values| {
-            values.iter_mut().filter(|v| **v == 0.0).for_each(|v| *v = 1e-3);
-        });
-        Ok(Bench { compute: CpuCompute::new(dir, threads)?, lora, vocabulary: config.vocab })
-    }
-
-    fn row(
-        &mut self,
-        task: &'static str,
-        sequences: usize,
-        tokens_each: usize,
-        mut torch: Option<&mut Torch>,
-    ) -> anyhow::Result<Row> {
-        self.step(task, sequences, tokens_each)?;
+impl Bench<'_> {
+    fn row(&self, precision: &str, task: &Task, config: &ModelConfig) -> anyhow::Result<Row> {
+        let mut hone = self.ours(precision)?;
+        let python = self.args.python.as_deref().filter(|_| task.name != "sample");
+        let mut torch = python.map(|python| self.theirs(python, precision)).transpose()?;
         let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..PAIRS {
-            let started = Instant::now();
-            self.step(task, sequences, tokens_each)?;
-            let rate = (sequences * tokens_each) as f64 / started.elapsed().as_secs_f64();
-            ours.push(rate);
-            if let Some(torch) = torch.as_deref_mut() {
-                let other = torch.rate(task, sequences, tokens_each)?;
-                theirs.push(other);
-                ratios.push(rate / other);
+        // The first pair warms both up.
+        for pair in 0..=self.args.pairs {
+            let mine = hone.rate(task)?;
+            let other = torch.as_mut().map(|torch| torch.rate(task)).transpose()?;
+            if pair > 0 {
+                ours.push(mine);
+                theirs.extend(other);
+                ratios.extend(other.map(|other| mine / other));
             }
         }
+        let hone_figures = hone.figures(&mut ours)?;
+        let torch_figures = torch.as_ref().map(|torch| torch.figures(&mut theirs)).transpose()?;
+        let flop = flop_per_token(config, task.name == "train", task.tokens);
+        let gflops = (task.name != "sample").then(|| hone_figures.tokens_per_second * flop / 1e9);
+        let middle = median(&mut ratios);
+        let ends = ratios.first().zip(ratios.last());
         Ok(Row {
-            task,
-            sequences,
-            tokens_each,
-            hone_tokens_per_second: median(&mut ours),
-            torch_tokens_per_second: (!theirs.is_empty()).then(|| median(&mut theirs)),
-            ratio: (!ratios.is_empty()).then(|| median(&mut ratios)),
+            task: task.name.clone(),
+            sequences: task.sequences,
+            tokens_each: task.tokens,
+            precision: hone.about.precision,
+            memory_ratio: torch_figures.as_ref().map(|t| hone_figures.peak_mib / t.peak_mib),
+            hone: hone_figures,
+            torch: torch_figures,
+            ratio: ends.map(|(least, most)| [middle, *least, *most]),
+            gflops,
+            peak_share: gflops.map(|gflops| gflops / hone.about.peak_gflops),
         })
     }
 
-    /// One pass; the first token is the prompt and all others are scored, as in the yardstick.
-    fn step(&mut self, task: &str, sequences: usize, tokens_each: usize) -> anyhow::Result<()> {
-        let token = |s: usize, t: usize| ((s * 7919 + t * 104_729 + 13) % self.vocabulary) as u32;
-        let batch: Vec<Sequence> = (0..sequences)
-            .map(|s| Sequence {
-                prompt: vec![token(s, 0)],
-                response: (1..tokens_each).map(|t| token(s, t)).collect(),
-            })
-            .collect();
-        match task {
-            "score" => drop(self.compute.score(Some(&self.lora), &batch)?),
-            _ => {
-                let weight = -1.0 / (sequences * (tokens_each - 1)) as f32;
-                let mut loss = |_: usize, logprobs: &[f32]| vec![weight; logprobs.len()];
-                drop(self.compute.gradient(&self.lora, &batch, &mut loss)?);
-            }
-        }
-        Ok(())
+    fn threads(&self) -> anyhow::Result<String> {
+        let all = std::thread::available_parallelism()?.get();
+        Ok(if self.args.threads == 0 { all } else { self.args.threads }.to_string())
     }
 
-    /// Aggregate sampling rate over `rows` replies of one prompt that never end before the cap.
-    fn sample_tokens_per_second(&mut self, rows: usize, tokens: usize) -> anyhow::Result<f64> {
-        let prompt: Vec<u32> =
-            (0..32).map(|t| ((t * 104_729 + 13) % self.vocabulary) as u32).collect();
-        let params =
-            SampleParams { temperature: 0.7, tokens_max: tokens, eos: Vec::new(), seed: 17 };
-        let started = Instant::now();
-        let replies = self.compute.sample(Some(&self.lora), &[prompt], rows, &params)?;
-        let drawn: usize = replies.iter().flatten().map(|reply| reply.tokens.len()).sum();
-        Ok(drawn as f64 / started.elapsed().as_secs_f64())
+    fn ours(&self, precision: &str) -> anyhow::Result<Side> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["bench", "trainer-worker", "--threads", &self.threads()?]);
+        command.args(["--precision", precision, "--model-dir"]).arg(&self.dir);
+        Side::start(command)
+    }
+
+    fn theirs(&self, python: &Path, precision: &str) -> anyhow::Result<Side> {
+        let mut command = Command::new(python);
+        command.args(["-c", include_str!("torch.py")]).arg(&self.dir);
+        command.args([&self.threads()?, precision]).env("HF_HUB_OFFLINE", "1");
+        Side::start(command).context("does this Python have torch, transformers and peft?")
     }
 }
 
-/// PyTorch + PEFT in a Python of the caller's.
-struct Torch {
+/// A process that does tasks.
+struct Side {
     child: Child,
     ask: ChildStdin,
     answers: BufReader<ChildStdout>,
-    version: Value,
+    about: About,
 }
 
-impl Torch {
-    fn start(python: &Path, model_dir: &Path, threads: usize) -> anyhow::Result<Torch> {
-        let mut child = Command::new(python)
-            .args(["-c", include_str!("torch.py")])
-            .arg(model_dir)
-            .arg(threads.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot run {}", python.display()))?;
+impl Side {
+    fn start(mut command: Command) -> anyhow::Result<Side> {
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = pipes.spawn().context("cannot start a process to measure")?;
         let ask = child.stdin.take().context("no stdin")?;
         let answers = BufReader::new(child.stdout.take().context("no stdout")?);
-        let mut torch = Torch { child, ask, answers, version: Value::Null };
-        torch.version =
-            torch.answer().context("does this Python have torch, transformers and peft?")?;
-        Ok(torch)
+        let about = About { name: String::new(), precision: Precision::F32, peak_gflops: 0.0 };
+        let mut side = Side { child, ask, answers, about };
+        side.about = side.answer()?;
+        Ok(side)
     }
 
-    fn rate(&mut self, task: &str, sequences: usize, tokens: usize) -> anyhow::Result<f64> {
-        writeln!(self.ask, "{task} {sequences} {tokens}")?;
-        self.answer()?["tokens_per_second"].as_f64().context("no figure from PyTorch")
+    /// Tokens per second of one task.
+    fn rate(&mut self, task: &Task) -> anyhow::Result<f64> {
+        writeln!(self.ask, "{} {} {}", task.name, task.sequences, task.tokens)?;
+        let done: Done = self.answer()?;
+        Ok(done.tokens as f64 / done.seconds)
     }
 
-    fn answer(&mut self) -> anyhow::Result<Value> {
+    fn answer<T: serde::de::DeserializeOwned>(&mut self) -> anyhow::Result<T> {
         let mut line = String::new();
-        anyhow::ensure!(self.answers.read_line(&mut line)? > 0, "the Python process ended");
+        anyhow::ensure!(self.answers.read_line(&mut line)? > 0, "a measured process ended");
         Ok(serde_json::from_str(&line)?)
+    }
+
+    fn figures(&self, rates: &mut [f64]) -> anyhow::Result<Figures> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib: f64 = peak.context("no VmHWM")?.trim().trim_end_matches(" kB").parse()?;
+        let (name, tokens_per_second) = (self.about.name.clone(), median(rates));
+        Ok(Figures { name, tokens_per_second, peak_mib: kib * 1024.0 / MIB })
     }
 }
 
-impl Drop for Torch {
+impl Drop for Side {
     fn drop(&mut self) {
         // It may have ended by itself; then both calls fail, which is as well.
         let _ = self.child.kill();
@@ -187,20 +184,36 @@ impl Drop for Torch {
     }
 }
 
-fn print(rows: &[Row], sampled: f64, threads: usize) {
+fn print(rows: &[Row]) {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-    table.set_header(["task", "batch", "hone tok/s", "PyTorch tok/s", "ratio"]);
-    let or_blank =
-        |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2}"));
+    table.set_header([
+        "task",
+        "batch",
+        "precision",
+        "hone tok/s",
+        "PyTorch tok/s",
+        "ratio (range)",
+        "of kernel peak",
+        "hone MiB",
+        "PyTorch MiB",
+        "memory",
+    ]);
+    let or_blank = |value: Option<String>| value.unwrap_or_default();
     for row in rows {
+        let torch = row.torch.as_ref();
         table.add_row([
-            row.task.to_string(),
+            row.task.clone(),
             format!("{} × {}", row.sequences, row.tokens_each),
-            format!("{:.0}", row.hone_tokens_per_second),
-            or_blank(row.torch_tokens_per_second),
-            or_blank(row.ratio),
+            format!("{:?}", row.precision).to_lowercase(),
+            format!("{:.0}", row.hone.tokens_per_second),
+            or_blank(torch.map(|t| format!("{:.0}", t.tokens_per_second))),
+            or_blank(row.ratio.map(|[m, least, most]| format!("{m:.2} ({least:.2}–{most:.2})"))),
+            or_blank(row.peak_share.map(|share| format!("{:.0} %", 100.0 * share))),
+            format!("{:.0}", row.hone.peak_mib),
+            or_blank(torch.map(|t| format!("{:.0}", t.peak_mib))),
+            or_blank(row.memory_ratio.map(|ratio| format!("{ratio:.2}"))),
         ]);
     }
-    println!("{table}\nsampling 16 replies at once: {sampled:.0} tokens/s, {threads} threads");
+    println!("{table}");
 }

@@ -25,7 +25,7 @@ fn fixture() -> Fixture {
     let path = tiny_model_dir(&dir.path().join("tiny"), SEED).unwrap();
     let mut config = ModelConfig::from_dir(&path).unwrap();
     (config.hidden, config.vocab) = (HIDDEN, VOCAB);
-    let mut model = Model::load(&path, Precision::F32).unwrap();
+    let mut model = Model::load(&path, Precision::F32, 0).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut draw = |n: usize, scale: f32| -> Vec<f32> {
         (0..n).map(|_| scale * rng.random_range(-1.0f32..1.0)).collect()

@@ -3,10 +3,12 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::linear::{Job, Linear, Term, project, project_back};
-use super::micro::{Block, Kernel, NR, Segment, kernels};
+use super::micro::{Kernel, Multiply, NR, ROWS_MAX, Source, Strip, kernels};
 use super::words::Precision;
-use super::{View, ViewMut, gemm, portable};
+use super::{
+    Job, Left, Linear, Out, Outer, Part, Product, Rows, Term, Tile, accumulate, block_rows,
+    collect, f32_words, multiply, panel, portable, project, project_back, strips, turn_square,
+};
 
 fn random(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
     (0..count).map(|_| rng.random_range(-1.0f32..1.0)).collect()
@@ -82,39 +84,56 @@ fn a_packed_row_can_be_read_back() {
 }
 
 /// The kernels of other machines that this one can run too.
-fn all() -> Vec<(&'static str, Kernel)> {
-    let mut all = vec![("portable", portable::multiply as Kernel)];
+fn all() -> Vec<(&'static str, Multiply, usize)> {
+    let mut all = vec![("portable", portable::MULTIPLY, portable::ROWS)];
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected;
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            all.push(("avx2", portable::multiply_avx2));
+            all.push(("avx2", portable::MULTIPLY_AVX2, portable::ROWS));
         }
     }
-    all.push(("chosen", kernels().multiply));
+    all.push(("chosen", kernels().single, kernels().rows));
     all
+}
+
+/// Runs one kernel on `rows` strided rows; `None` past a narrow kernel's columns.
+fn run(kernel: Kernel, x: &[f32], step: usize, panel: &[f32], tile: &mut [f32]) {
+    let strip = Strip {
+        x: x.as_ptr().cast(),
+        step,
+        panel: panel.as_ptr().cast(),
+        k: panel.len() / NR,
+        tile: tile.as_mut_ptr(),
+        stride: NR,
+        fresh: false,
+        ahead: panel.as_ptr().cast(),
+        ahead_step: 16,
+    };
+    // SAFETY: the caller's buffers have the lengths that the strip names; the kernel is one that
+    // this processor reported.
+    unsafe { kernel(&strip) };
 }
 
 #[test]
 fn every_f32_kernel_of_this_machine_agrees_with_a_plain_loop() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    for (name, kernel) in all() {
-        for rows in 1..=25 {
-            for width in [1, 15, 16, 17, 31, 32] {
-                let k = 37;
-                let (x, panel) = (random(&mut rng, rows * k), random(&mut rng, k * NR));
-                let mut y = vec![0.0; rows * NR];
-                let segment =
-                    Segment { x: x.as_ptr().cast(), ldx: k, k, panel: panel.as_ptr().cast() };
-                let block = Block { y: y.as_mut_ptr(), ldy: NR, rows, width, add: false };
-                // SAFETY: the buffers have the lengths that the segment and the block name; the
-                // kernel is one that this processor reported.
-                unsafe { kernel(&[segment], &block) };
-                let wanted = product(&x, &turned(&panel, k, NR), rows, NR, k);
-                for (found, wanted) in y.chunks_exact(NR).zip(wanted.chunks_exact(NR)) {
+    for (name, multiply, most) in all() {
+        assert!(most <= ROWS_MAX);
+        for (rows, step) in (1..=most).flat_map(|rows| [(rows, rows), (rows, rows + 5)]) {
+            let k = 37;
+            let (x, panel) = (random(&mut rng, k * step), random(&mut rng, k * NR));
+            let cut: Vec<f32> = x.chunks_exact(step).flat_map(|w| w[..rows].to_vec()).collect();
+            let wanted = product(&turned(&cut, k, rows), &turned(&panel, k, NR), rows, NR, k);
+            for (kernel, width) in [(multiply.wide[rows - 1], NR), (multiply.narrow[rows - 1], 16)]
+            {
+                let mut tile = vec![1.0; rows * NR];
+                run(kernel, &x, step, &panel, &mut tile);
+                for (found, wanted) in tile.chunks_exact(NR).zip(wanted.chunks_exact(NR)) {
+                    let wanted: Vec<f32> = wanted.iter().map(|w| 1.0 + w).collect();
                     let error = worst(&found[..width], &wanted[..width]);
                     assert!(error < 1e-4, "{name} {rows} x {width}: {error}");
-                    assert!(found[width..].iter().all(|v| *v == 0.0), "{name}: past its width");
+                    assert!(found[width..].iter().all(|v| *v == 1.0), "{name}: past its width");
                 }
             }
         }
@@ -122,23 +141,97 @@ fn every_f32_kernel_of_this_machine_agrees_with_a_plain_loop() {
 }
 
 #[test]
-fn strided_products_agree_with_a_plain_loop() {
-    let mut rng = ChaCha8Rng::seed_from_u64(4);
-    let (a, b) = (random(&mut rng, 5 * 9), random(&mut rng, 6 * 9));
-    let mut to = vec![1.0; 5 * 8];
-    let (left, right) = (View::new(&a[2..], 5, 7, 9), View::new(&b[2..], 6, 7, 9));
-    gemm(ViewMut::new(&mut to, 5, 6, 8), true, left, right.t(), 2.0);
-    let cut = |m: &[f32]| m.chunks_exact(9).flat_map(|row| row[2..].to_vec()).collect::<Vec<_>>();
-    let wanted = product(&cut(&a), &cut(&b), 5, 6, 7);
-    for (found, wanted) in to.chunks_exact(8).zip(wanted.chunks_exact(6)) {
-        let wanted: Vec<f32> = wanted.iter().map(|v| 1.0 + 2.0 * v).collect();
-        assert!(worst(&found[..6], &wanted) < 1e-5);
-        assert_eq!(found[6..], [1.0, 1.0]);
+fn every_interleave_lays_rows_side_by_side() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    for (name, multiply, _) in all() {
+        for (rows, width) in [(1, 1), (3, 16), (12, 17), (16, 40)] {
+            let (stride, scale) = (width + 3, 0.5);
+            let x = random(&mut rng, rows * stride);
+            let mut to = vec![0u32; width * rows + 16];
+            let source = Source { from: x.as_ptr(), stride, rows, width, scale };
+            // SAFETY: rows of `x`, `width` steps of `rows` words with sixteen behind the last.
+            unsafe { (multiply.interleave)(&source, to.as_mut_ptr(), rows) };
+            for (i, words) in to.chunks_exact(rows).enumerate().take(width) {
+                let wanted: Vec<f32> = (0..rows).map(|r| scale * x[r * stride + i]).collect();
+                assert_eq!(words, f32_words(&wanted), "{name} {rows} x {width}");
+            }
+        }
     }
 }
 
 #[test]
-#[should_panic(expected = "past its buffer")]
-fn a_view_past_its_buffer_is_caught() {
-    let _ = View::new(&[0.0; 10], 3, 4, 4);
+fn blocks_of_a_product_agree_with_a_plain_loop_for_few_and_many_rows() {
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    for rows in [1, 7, 33, 100] {
+        let (outputs, inputs, stride) = (300, 45, 303);
+        let [x, w] = [rows, outputs].map(|n| random(&mut rng, n * inputs));
+        let packed = Rows::pack(&x, inputs, rows, inputs, Precision::F32);
+        let linear = Linear::pack(&w, outputs, inputs, 1.0, Precision::F32);
+        let mut y = vec![7.0; rows * stride];
+        multiply(Out { y: &mut y, stride, add: false }, &[Part::new(&packed, &linear)]);
+        let wanted = product(&x, &w, rows, outputs, inputs);
+        for (found, wanted) in y.chunks_exact(stride).zip(wanted.chunks_exact(outputs)) {
+            assert!(worst(&found[..outputs], wanted) < 1e-4, "{rows} rows");
+            assert_eq!(found[outputs..], [7.0; 3], "what lies between rows is not touched");
+        }
+    }
+}
+
+#[test]
+fn outer_products_agree_with_a_plain_loop() {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    for (rows, width, columns) in [(1, 1, 1), (130, 100, 16), (300, 7, 48)] {
+        let (left, right) =
+            (random(&mut rng, rows * width), random(&mut rng, rows * (columns + 2)));
+        let mut to = vec![1.0; width * columns];
+        let (stride, first) = (columns + 2, 2);
+        let product_of =
+            Outer { to: &mut to, left: &left, right: &right, stride, first, columns, scale: 2.0 };
+        collect(rows, vec![product_of]);
+        let cut: Vec<f32> = right.chunks_exact(stride).flat_map(|r| r[first..].to_vec()).collect();
+        let (left, right) = (turned(&left, rows, width), turned(&cut, rows, columns));
+        let wanted = product(&left, &right, width, columns, rows);
+        let wanted: Vec<f32> = wanted.iter().map(|w| 1.0 + 2.0 * w).collect();
+        assert!(worst(&to, &wanted) < 1e-4, "{rows} x {width} x {columns}");
+    }
+}
+
+#[test]
+fn squares_and_panels_are_turned_exactly() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let square: [f32; NR * NR] = std::array::from_fn(|_| rng.random());
+    let mut to = [0.0; NR * NR];
+    turn_square(&square, &mut to);
+    assert_eq!(to.to_vec(), turned(&square, NR, NR));
+    let (x, mut columns) = (random(&mut rng, 20 * 9), Vec::new());
+    panel(&mut columns, &x, (9, 20, 7), 2.0, Precision::F32);
+    for (i, row) in columns.chunks_exact(NR).enumerate() {
+        let wanted: Vec<f32> =
+            (0..NR).map(|j| if j < 20 { 2.0 * x[j * 9 + i] } else { 0.0 }).collect();
+        assert_eq!(row, f32_words(&wanted));
+    }
+}
+
+#[test]
+fn strips_and_blocks_cover_all_rows() {
+    for rows in 0..200 {
+        let mut next = 0;
+        for (first, take) in strips(rows) {
+            assert!(first == next && take > 0 && take <= kernels().rows);
+            next += take;
+        }
+        assert_eq!(next, rows);
+        assert!(block_rows(rows) >= 1);
+    }
+}
+
+#[test]
+#[should_panic(expected = "past its rows")]
+fn a_strip_past_its_buffer_is_caught() {
+    let left = Left { words: &[0; 10], step: 4, rows: 3 };
+    let (precision, narrow, ahead): (_, _, (&[u32], _)) = (Precision::F32, false, (&[], 0));
+    accumulate(
+        Tile { values: &mut [0.0; 3 * NR], stride: NR, fresh: false },
+        Product { precision, left, panel: &[0; 3 * NR], narrow, ahead },
+    );
 }

@@ -4,15 +4,9 @@
 //! rows, so everything but the multiplication itself is shared. An odd last value is paired
 //! with zero.
 
-use std::borrow::Cow;
-
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::micro::{NR, kernels};
-
-/// Rows that one task converts.
-const TASK_ROWS: usize = 32;
 
 /// How operands of matrix products are held. Sums are f32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -29,7 +23,15 @@ pub enum Precision {
 impl Precision {
     /// This precision, or f32 where the processor cannot multiply bf16.
     pub(in crate::compute) fn supported(self) -> Precision {
-        if kernels().multiply_pairs.is_some() { self } else { Precision::F32 }
+        if kernels().pairs.is_some() { self } else { Precision::F32 }
+    }
+
+    /// Bytes of one value.
+    pub(in crate::compute) fn bytes(self) -> usize {
+        match self {
+            Precision::F32 => 4,
+            Precision::Bf16 => 2,
+        }
     }
 
     /// Words that hold `count` values.
@@ -37,17 +39,6 @@ impl Precision {
         match self {
             Precision::F32 => count,
             Precision::Bf16 => count.div_ceil(2),
-        }
-    }
-
-    /// Word `k` of a row of values times `scale`.
-    pub(super) fn word(self, row: &[f32], k: usize, scale: f32) -> u32 {
-        match self {
-            Precision::F32 => (scale * row[k]).to_bits(),
-            Precision::Bf16 => {
-                let high = row.get(2 * k + 1).map_or(0.0, |value| scale * value);
-                pair(scale * row[2 * k], high)
-            }
         }
     }
 
@@ -59,36 +50,10 @@ impl Precision {
             Precision::Bf16 => f32::from_bits(word(k / 2) & 0xffff_0000),
         }
     }
-
-    /// Rows of `width` values as rows of words, on the current pool where they are converted.
-    pub(super) fn operand(self, x: &[f32], width: usize) -> Cow<'_, [u32]> {
-        if self == Precision::F32 {
-            // SAFETY: f32 and u32 have the same size and alignment, and every bit pattern is
-            // valid; the lifetime is that of `x`.
-            return Cow::Borrowed(unsafe {
-                std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len())
-            });
-        }
-        let depth = self.words(width);
-        let mut words = vec![0; x.len() / width.max(1) * depth];
-        let tasks = words.par_chunks_mut((TASK_ROWS * depth).max(1));
-        tasks.zip(x.par_chunks((TASK_ROWS * width).max(1))).for_each(|(words, x)| {
-            for (words, x) in words.chunks_exact_mut(depth).zip(x.chunks_exact(width)) {
-                let (pairs, tail) = x.as_chunks::<2>();
-                for (word, [low, high]) in words.iter_mut().zip(pairs) {
-                    *word = pair(*low, *high);
-                }
-                if let ([last], Some(word)) = (tail, words.last_mut()) {
-                    *word = pair(*last, 0.0);
-                }
-            }
-        });
-        Cow::Owned(words)
-    }
 }
 
-/// Two values rounded to bf16 (to nearest, ties to even), the first in the low half. Infinity
-/// and NaN are not expected: they would have been refused with the weights or the result.
+/// Two values rounded to bf16 (to nearest, ties to even), the first in the low half. Infinity and
+/// NaN are not expected: they would have been refused with the weights or the result.
 #[inline(always)]
 fn pair(low: f32, high: f32) -> u32 {
     let rounded = |value: f32| {
@@ -96,6 +61,28 @@ fn pair(low: f32, high: f32) -> u32 {
         bits.wrapping_add(0x7fff + ((bits >> 16) & 1))
     };
     (rounded(low) >> 16) | (rounded(high) & 0xffff_0000)
+}
+
+/// Folds every two of some rows, `(stride, rows, width)`, into one of words: pairs of bf16 that are
+/// neighbours from row to row. An odd last row is paired with zeros.
+///
+/// # Panics
+/// When `x` is too short: a bug of the caller.
+pub(in crate::compute) fn fold(
+    to: &mut Vec<u32>,
+    x: &[f32],
+    (stride, rows, width): (usize, usize, usize),
+) {
+    to.clear();
+    for row in (0..rows).step_by(2) {
+        let low = &x[row * stride..][..width];
+        if row + 1 < rows {
+            let high = &x[(row + 1) * stride..][..width];
+            to.extend(low.iter().zip(high).map(|(low, high)| pair(*low, *high)));
+        } else {
+            to.extend(low.iter().map(|low| pair(*low, 0.0)));
+        }
+    }
 }
 
 /// From word rows of a panel (pairs of inputs, one column per output) `width` inputs as rows of
@@ -118,17 +105,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_survives_its_packing_up_to_rounding() {
-        let row: Vec<f32> = (0..7).map(|i| (i as f32 - 3.0) * 1.37).collect();
-        for (precision, tolerance) in [(Precision::F32, 0.0), (Precision::Bf16, 0.004)] {
-            let words: Vec<u32> =
-                (0..precision.words(7)).map(|k| precision.word(&row, k, 1.0)).collect();
-            for (k, value) in row.iter().enumerate() {
-                let back = precision.value(k, |k| words[k]);
-                assert!((back - value).abs() <= tolerance * value.abs(), "{value} became {back}");
-            }
-            assert_eq!(precision.operand(&row, 7).as_ref(), words);
-        }
+    fn folding_pairs_neighbouring_rows_and_rounds_to_nearest() {
+        let x = [1.0, 2.0, 9.0, 3.0, 4.0, 9.0, 5.0, 6.0];
+        let mut words = Vec::new();
+        fold(&mut words, &x, (3, 3, 2));
+        assert_eq!(words, [pair(1.0, 3.0), pair(2.0, 4.0), pair(5.0, 0.0), pair(6.0, 0.0)]);
+        let value = 1.0 + 3.0 / 512.0;
+        assert_eq!(f32::from_bits(pair(0.0, value) & 0xffff_0000), 1.0 + 1.0 / 128.0);
     }
 
     #[test]

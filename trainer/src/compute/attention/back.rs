@@ -1,0 +1,252 @@
+//! The gradient of attention.
+//!
+//! Probabilities are recomputed from the saved log-sum-exp (Dao et al. 2022, algorithm 4, without
+//! the blocking over keys). One task has one key and value head of one group of segments, so that
+//! the sums over its queries are made in one order.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::super::batch::{Batch, Group, Segment};
+use super::super::kernels::{NR, panel, turn_square};
+use super::super::math::{self, Columns};
+use super::{Heads, Inputs, Keys, Lanes, Panel};
+
+/// What the forward pass gave and what came back to it.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Outputs<'a> {
+    /// `(rows, heads · dim)`.
+    pub(in super::super) att: &'a [f32],
+    /// `(rows, heads)`.
+    pub(in super::super) lse: &'a [f32],
+    /// `(rows, heads · dim)`.
+    pub(in super::super) datt: &'a [f32],
+}
+
+/// Gradients per group and key head: dq `(group rows, shared · dim)`, dk and dv `(group rows, dim)`.
+pub(in super::super) struct HeadGradients {
+    values: Vec<f32>,
+    shape: Heads,
+}
+
+impl HeadGradients {
+    /// None yet.
+    pub(in super::super) fn new(shape: Heads, rows: usize) -> HeadGradients {
+        let values = vec![0.0; rows * (shape.q_width() + 2 * shape.kv_width())];
+        HeadGradients { values, shape }
+    }
+
+    /// Values of one row of one key head.
+    fn row_len(&self) -> usize {
+        (self.shape.shared() + 2) * self.shape.dim
+    }
+
+    /// Computes them on the current pool; one task per group and key head.
+    pub(in super::super) fn compute(
+        &mut self,
+        inputs: Inputs<'_>,
+        outputs: Outputs<'_>,
+        batch: &Batch,
+    ) {
+        let row_len = self.row_len();
+        let (mut tasks, mut rest) = (Vec::new(), self.values.as_mut_slice());
+        for group in &batch.groups {
+            for kv in 0..inputs.shape.kv_heads {
+                let (mine, left) = rest.split_at_mut(group.rows.len() * row_len);
+                rest = left;
+                tasks.push((group, kv, mine));
+            }
+        }
+        tasks.into_par_iter().with_max_len(1).for_each(|(group, kv, to)| {
+            let segments = &batch.segments[group.segments.clone()];
+            Task::new(inputs, outputs, group, segments, kv).run(to);
+        });
+    }
+
+    /// Copies some rows to dq `(rows, heads · dim)` and dk, dv `(rows, kv_heads · dim)`.
+    pub(in super::super) fn gather(
+        &self,
+        batch: &Batch,
+        rows: Range<usize>,
+        dq: &mut [f32],
+        dk: &mut [f32],
+        dv: &mut [f32],
+    ) {
+        let Heads { kv_heads, dim, .. } = self.shape;
+        let (q_width, kv_width) = (self.shape.q_width(), self.shape.kv_width());
+        let mine = dq.chunks_exact_mut(q_width).zip(dk.chunks_exact_mut(kv_width));
+        for (row, ((dq, dk), dv)) in rows.zip(mine.zip(dv.chunks_exact_mut(kv_width))) {
+            let after = batch.groups.partition_point(|group| group.rows.end <= row);
+            let group = &batch.groups[after].rows;
+            for kv in 0..kv_heads {
+                let part = (group.start * kv_heads + kv * group.len()) * self.row_len();
+                let shared = self.shape.shared() * dim;
+                let at = |start: usize, width: usize| {
+                    let from = part + start * group.len() + (row - group.start) * width;
+                    &self.values[from..from + width]
+                };
+                dq[kv * shared..(kv + 1) * shared].copy_from_slice(at(0, shared));
+                dk[kv * dim..(kv + 1) * dim].copy_from_slice(at(shared, dim));
+                dv[kv * dim..(kv + 1) * dim].copy_from_slice(at(shared + dim, dim));
+            }
+        }
+    }
+}
+
+/// One key head of one group.
+struct Task<'a> {
+    inputs: Inputs<'a>,
+    outputs: Outputs<'a>,
+    first: usize,
+    segments: &'a [Segment],
+    kv: usize,
+    stretches: Vec<Stretch<'a>>,
+    /// dKᵀ and dVᵀ `(panels, dim, NR)`.
+    sums: [Vec<f32>; 2],
+    scratch: Scratch,
+}
+
+/// One segment's side of the products.
+struct Stretch<'a> {
+    keys: Keys,
+    values: Keys,
+    /// The keys once more, for the sum over them.
+    lanes: Lanes<'a>,
+    /// Where its panels of sums begin.
+    first: usize,
+}
+
+/// Buffers of one task.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<u32>,
+    dout: Vec<u32>,
+    scores: Vec<f32>,
+    dp: Vec<f32>,
+    dq: Vec<f32>,
+    folded: Vec<u32>,
+}
+
+impl<'a> Task<'a> {
+    fn new(
+        inputs: Inputs<'a>,
+        outputs: Outputs<'a>,
+        group: &Group,
+        segments: &'a [Segment],
+        kv: usize,
+    ) -> Task<'a> {
+        let (mut stretches, mut panels) = (Vec::with_capacity(segments.len()), 0);
+        for segment in segments {
+            let pack = |data| Keys::pack(inputs, data, segment.rows.clone(), kv);
+            let lanes = inputs.lanes(inputs.k, segment.rows.clone(), kv);
+            let (keys, values) = (pack(inputs.k), pack(inputs.v));
+            stretches.push(Stretch { keys, values, lanes, first: panels });
+            panels += segment.rows.len().div_ceil(NR);
+        }
+        let sums = [(); 2].map(|()| vec![0.0; panels * inputs.shape.dim * NR]);
+        let (first, scratch) = (group.rows.start, Scratch::default());
+        Task { inputs, outputs, first, segments, kv, stretches, sums, scratch }
+    }
+
+    fn run(mut self, to: &mut [f32]) {
+        let shape = self.inputs.shape;
+        let (dim, shared) = (shape.dim, shape.shared() * shape.dim);
+        let rows = to.len() / (shared + 2 * dim);
+        let (dq, rest) = to.split_at_mut(rows * shared);
+        for index in 0..self.segments.len() {
+            let segment = &self.segments[index];
+            for start in segment.rows.clone().step_by(NR) {
+                let panel = Panel { segment, rows: start..(start + NR).min(segment.rows.end) };
+                for (place, head) in shape.heads_of(self.kv).enumerate() {
+                    self.scratch.dq.clear();
+                    self.scratch.dq.resize(dim * NR, 0.0);
+                    self.head(&panel, index, head);
+                    let to = &mut dq[(start - self.first) * shared + place * dim..];
+                    spread(&self.scratch.dq, dim, to, shared, panel.rows.len());
+                }
+            }
+        }
+        for (sums, to) in self.sums.iter().zip(rest.chunks_exact_mut((rows * dim).max(1))) {
+            for Stretch { keys, first, .. } in &self.stretches {
+                for (i, start) in keys.rows.clone().step_by(NR).enumerate() {
+                    let from = &sums[(first + i) * dim * NR..][..dim * NR];
+                    let count = NR.min(keys.rows.end - start);
+                    spread(from, dim, &mut to[(start - self.first) * dim..], dim, count);
+                }
+            }
+        }
+    }
+
+    /// One head of one panel of queries of segment `index`: adds to dq and to the sums.
+    fn head(&mut self, rows: &Panel<'_>, index: usize, head: usize) {
+        let Inputs { shape, q, precision, .. } = self.inputs;
+        let Outputs { att, lse, datt } = self.outputs;
+        let (dim, width, count) = (shape.dim, shape.q_width(), rows.rows.len());
+        let from = rows.rows.start * width + head * dim;
+        let (size, scale) = ((width, count, dim), shape.scale());
+        panel(&mut self.scratch.queries, &q[from..], size, scale, precision);
+        panel(&mut self.scratch.dout, &datt[from..], size, 1.0, precision);
+        let sides = [&q[from..], &datt[from..]].map(|x| Lanes::new(x, size, precision));
+        let (mut sums, mut inner): (Columns, Columns) = ([0.0; NR], [0.0; NR]);
+        for (j, row) in rows.rows.clone().enumerate() {
+            let own = row * width + head * dim..row * width + (head + 1) * dim;
+            sums[j] = lse[row * shape.heads + head];
+            inner[j] = math::dot(&att[own.clone()], &datt[own]);
+        }
+        if !rows.segment.prefix.is_empty() {
+            // The prefix is the group's first segment.
+            let count = rows.segment.prefix.len();
+            self.against(rows, (0, count), &sides, (&sums, &inner), false);
+        }
+        self.against(rows, (index, rows.own()), &sides, (&sums, &inner), true);
+    }
+
+    /// A panel of queries against the first `seen` keys of one segment. `sides` are the queries
+    /// and the gradient of their output.
+    fn against(
+        &mut self,
+        rows: &Panel<'_>,
+        (index, seen): (usize, usize),
+        sides: &[Lanes<'_>; 2],
+        (lse, inner): (&Columns, &Columns),
+        own: bool,
+    ) {
+        let Inputs { shape, precision, .. } = self.inputs;
+        let (dim, count) = (shape.dim, rows.rows.len());
+        let Scratch { queries, dout, scores, dp, dq, folded } = &mut self.scratch;
+        let Stretch { keys, values, lanes, first } = &self.stretches[index];
+        let narrow = count <= NR / 2;
+        for buffer in [&mut *scores, &mut *dp] {
+            buffer.resize(keys.rows.len().next_multiple_of(NR) * NR, 0.0);
+        }
+        keys.times(scores, queries, seen, narrow);
+        values.times(dp, dout, seen, narrow);
+        let (p, ds) = (&mut scores[..seen * NR], &mut dp[..seen * NR]);
+        math::softmax_columns_back(p, ds, lse, inner, shape.scale());
+        if own {
+            rows.mask(p, 0.0);
+            rows.mask(ds, 0.0);
+        }
+        lanes.outer(dq, ds, narrow, precision, folded);
+        let mut turned = [0.0; NR * NR];
+        for ((values, side), sums) in [&*dp, &*scores].into_iter().zip(sides).zip(&mut self.sums) {
+            let squares = values.as_chunks::<{ NR * NR }>().0.iter().take(seen.div_ceil(NR));
+            for (i, square) in squares.enumerate() {
+                turn_square(square, &mut turned);
+                let to = &mut sums[(first + i) * dim * NR..][..dim * NR];
+                let narrow = seen - i * NR <= NR / 2;
+                side.outer(to, &turned[..count * NR], narrow, precision, folded);
+            }
+        }
+    }
+}
+
+/// Writes the first `count` columns of `from (dim, NR)` as rows of `to`, `stride` apart.
+fn spread(from: &[f32], dim: usize, to: &mut [f32], stride: usize, count: usize) {
+    for j in 0..count {
+        for (d, to) in to[j * stride..j * stride + dim].iter_mut().enumerate() {
+            *to = from[d * NR + j];
+        }
+    }
+}

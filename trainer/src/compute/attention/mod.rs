@@ -1,0 +1,297 @@
+//! Causal attention with grouped heads over packed segments.
+//!
+//! Scores stand turned: keys downwards, 32 queries side by side. So they come out of the kernels as
+//! the panel that the next product reads, and the softmax runs down columns without a sum across
+//! lanes. Memory is `keys x 32` per thread, never `rows x rows`.
+//!
+//! Invariant: a row sees its prefix and its own segment up to itself, nothing else.
+
+mod back;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::batch::Segment;
+use super::kernels::{
+    Left, NR, Precision, Product, Rows, Tile, accumulate, f32_words, fold, panel, strips,
+};
+use super::math;
+
+pub(super) use back::{HeadGradients, Outputs};
+
+/// Query rows that one task takes: two panels.
+const TILE: usize = 2 * NR;
+
+/// Numbers and width of the heads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heads {
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) dim: usize,
+}
+
+/// Queries `(rows, heads · dim)`, keys and values `(rows, kv_heads · dim)`.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    pub(super) shape: Heads,
+    pub(super) q: &'a [f32],
+    pub(super) k: &'a [f32],
+    pub(super) v: &'a [f32],
+    /// Of the products; softmax and sums are f32.
+    pub(super) precision: Precision,
+}
+
+impl<'a> Inputs<'a> {
+    /// Head `kv` of some rows of keys or values, for a sum over rows.
+    fn lanes(self, data: &'a [f32], rows: Range<usize>, kv: usize) -> Lanes<'a> {
+        let (width, dim) = (self.shape.kv_width(), self.shape.dim);
+        let from = data.get(rows.start * width + kv * dim..).unwrap_or_default();
+        Lanes::new(from, (width, rows.len(), dim), self.precision)
+    }
+}
+
+impl Heads {
+    fn q_width(self) -> usize {
+        self.heads * self.dim
+    }
+
+    fn kv_width(self) -> usize {
+        self.kv_heads * self.dim
+    }
+
+    /// Query heads that share one key and value head.
+    fn shared(self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// The key and value head of query head `head`.
+    pub(super) fn kv_of(self, head: usize) -> usize {
+        head / self.shared()
+    }
+
+    /// The query heads of key and value head `kv`.
+    fn heads_of(self, kv: usize) -> Range<usize> {
+        kv * self.shared()..(kv + 1) * self.shared()
+    }
+
+    /// `1 / √dim`.
+    pub(super) fn scale(self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+}
+
+/// Consecutive rows of keys of one head, packed for the product with queries.
+struct Keys {
+    rows: Range<usize>,
+    packed: Rows,
+}
+
+impl Keys {
+    /// Packs head `kv` of some rows of `data (rows, kv_heads · dim)`.
+    fn pack(inputs: Inputs<'_>, data: &[f32], rows: Range<usize>, kv: usize) -> Keys {
+        let shape = inputs.shape;
+        let (width, from) = (shape.kv_width(), rows.start * shape.kv_width() + kv * shape.dim);
+        let packed = Rows::pack(
+            &data[from.min(data.len())..],
+            width,
+            rows.len(),
+            shape.dim,
+            inputs.precision,
+        );
+        Keys { rows, packed }
+    }
+
+    /// `to (≥ count, NR) = keys · right`, for the first `count` keys and as many as complete a strip.
+    fn times(&self, to: &mut [f32], right: &[u32], count: usize, narrow: bool) {
+        let precision = self.packed.precision();
+        for (row, take) in strips(self.rows.len()).take_while(|(row, _)| *row < count) {
+            let values = &mut to[row * NR..(row + take) * NR];
+            let (left, panel) = (self.packed.strip((row, take), 0), right);
+            accumulate(
+                Tile { values, stride: NR, fresh: true },
+                Product { precision, left, panel, narrow, ahead: (&[], 0) },
+            );
+        }
+    }
+}
+
+/// Rows of some columns as the left side of a sum over rows: where they lie in f32, two rows folded
+/// into one of words in bf16.
+enum Lanes<'a> {
+    Plain(&'a [u32], usize),
+    Folded(Vec<u32>, usize),
+}
+
+impl<'a> Lanes<'a> {
+    /// `rows` rows of `width` values that begin `stride` values after each other.
+    fn new(
+        x: &'a [f32],
+        (stride, rows, width): (usize, usize, usize),
+        precision: Precision,
+    ) -> Lanes<'a> {
+        match precision {
+            Precision::F32 => Lanes::Plain(f32_words(x), stride),
+            Precision::Bf16 => {
+                let mut words = Vec::new();
+                fold(&mut words, x, (stride, rows, width));
+                Lanes::Folded(words, width)
+            }
+        }
+    }
+
+    /// Columns `first..first + rows`.
+    fn columns(&self, first: usize, rows: usize) -> Left<'_> {
+        let (words, step) = match self {
+            Lanes::Plain(words, step) => (*words, *step),
+            Lanes::Folded(words, step) => (words.as_slice(), *step),
+        };
+        Left { words: words.get(first..).unwrap_or_default(), step, rows }
+    }
+
+    /// `to (width, NR) += rowsᵀ right (n, NR)` for the first `n` rows. `folded` is working memory.
+    fn outer(
+        &self,
+        to: &mut [f32],
+        right: &[f32],
+        narrow: bool,
+        precision: Precision,
+        folded: &mut Vec<u32>,
+    ) {
+        let panel = match precision {
+            Precision::F32 => f32_words(right),
+            Precision::Bf16 => {
+                fold(folded, right, (NR, right.len() / NR, NR));
+                folded
+            }
+        };
+        for (first, take) in strips(to.len() / NR) {
+            let values = &mut to[first * NR..(first + take) * NR];
+            let left = self.columns(first, take);
+            accumulate(
+                Tile { values, stride: NR, fresh: false },
+                Product { precision, left, panel, narrow, ahead: (&[], 0) },
+            );
+        }
+    }
+}
+
+/// Up to [`NR`] query rows of a segment.
+struct Panel<'a> {
+    segment: &'a Segment,
+    rows: Range<usize>,
+}
+
+impl Panel<'_> {
+    /// Keys of the own segment that some of the rows see.
+    fn own(&self) -> usize {
+        self.rows.end - self.segment.rows.start
+    }
+
+    /// Sets what lies after a query to `value`, in the own keys' `scores (own, NR)`.
+    fn mask(&self, scores: &mut [f32], value: f32) {
+        let first = self.rows.start - self.segment.rows.start;
+        for (i, row) in scores.as_chunks_mut::<NR>().0[first..].iter_mut().enumerate() {
+            row[..i.min(NR)].fill(value);
+        }
+    }
+}
+
+/// Buffers of one task.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<u32>,
+    scores: Vec<f32>,
+    folded: Vec<u32>,
+    out: Vec<f32>,
+}
+
+/// Writes `att (rows, heads · dim)` and `lse (rows, heads)`, on the current pool. Segments cover
+/// the rows in order.
+pub(super) fn forward(
+    inputs: Inputs<'_>,
+    segments: &[Segment],
+    mut att: &mut [f32],
+    mut lse: &mut [f32],
+) {
+    let shape = inputs.shape;
+    let mut tasks = Vec::new();
+    for segment in segments {
+        for start in segment.rows.clone().step_by(TILE) {
+            let rows = start..(start + TILE).min(segment.rows.end);
+            let (mine, rest) = att.split_at_mut(rows.len() * shape.q_width());
+            let (sums, rest_sums) = lse.split_at_mut(rows.len() * shape.heads);
+            (att, lse) = (rest, rest_sums);
+            tasks.push((segment, rows, mine, sums));
+        }
+    }
+    tasks.into_par_iter().with_max_len(1).for_each(|(segment, rows, att, lse)| {
+        let mut scratch = Scratch::default();
+        for kv in 0..shape.kv_heads {
+            let own = segment.rows.start..rows.end;
+            let keys = [segment.prefix.clone(), own].map(|rows| {
+                let values = inputs.lanes(inputs.v, rows.clone(), kv);
+                (Keys::pack(inputs, inputs.k, rows, kv), values)
+            });
+            for first in rows.clone().step_by(NR) {
+                let panel = Panel { segment, rows: first..(first + NR).min(rows.end) };
+                let skip = first - rows.start;
+                for head in shape.heads_of(kv) {
+                    let att = &mut att[skip * shape.q_width() + head * shape.dim..];
+                    let lse = &mut lse[skip * shape.heads + head..];
+                    attend(inputs, &panel, &keys, head, &mut scratch, att, lse);
+                }
+            }
+        }
+    });
+}
+
+/// One head of one panel; `att` and `lse` begin at its first value.
+fn attend(
+    inputs: Inputs<'_>,
+    rows: &Panel<'_>,
+    [(before_keys, before_values), (own_keys, own_values)]: &[(Keys, Lanes<'_>); 2],
+    head: usize,
+    scratch: &mut Scratch,
+    att: &mut [f32],
+    lse: &mut [f32],
+) {
+    let Inputs { shape, q, precision, .. } = inputs;
+    let (dim, q_width, count) = (shape.dim, shape.q_width(), rows.rows.len());
+    let Scratch { queries, scores, folded, out } = scratch;
+    let narrow = count <= NR / 2;
+    let from = &q[rows.rows.start * q_width + head * dim..];
+    panel(queries, from, (q_width, count, dim), shape.scale(), precision);
+    let (prefix, own) = (before_keys.rows.len(), rows.own());
+    scores.resize((prefix + own_keys.rows.len()) * NR, 0.0);
+    let (before, after) = scores.split_at_mut(prefix * NR);
+    before_keys.times(before, queries, prefix, narrow);
+    own_keys.times(after, queries, own, narrow);
+    rows.mask(&mut after[..own * NR], f32::NEG_INFINITY);
+    let scores = &mut scores[..(prefix + own) * NR];
+    let (most, sums) = math::softmax_columns(scores);
+    rows.mask(&mut scores[prefix * NR..], 0.0);
+    out.clear();
+    out.resize(dim * NR, 0.0);
+    let (before, after) = scores.split_at(prefix * NR);
+    before_values.outer(out, before, narrow, precision, folded);
+    own_values.outer(out, after, narrow, precision, folded);
+    for j in 0..count {
+        let factor = 1.0 / sums[j];
+        lse[j * shape.heads] = most[j] + sums[j].ln();
+        for (d, to) in att[j * q_width..j * q_width + dim].iter_mut().enumerate() {
+            *to = out[d * NR + j] * factor;
+        }
+    }
+}
+
+/// Softmax over the first `visible` values, zero for the rest; returns the log-sum-exp.
+pub(super) fn softmax(row: &mut [f32], visible: usize) -> f32 {
+    let (seen, hidden) = row.split_at_mut(visible);
+    let most = math::max(seen);
+    let sum = math::exp_in_place(seen, most, 1.0);
+    let factor = 1.0 / sum;
+    seen.iter_mut().for_each(|p| *p *= factor);
+    hidden.fill(0.0);
+    most + sum.ln()
+}
