@@ -1,16 +1,19 @@
 //! How fast turns go from a dead process's spool into SQLite with synchronous=FULL.
 //!
-//! `cargo bench -p hone-proxy --bench ingest [-- <turns>]`; turns per second by the wall and by the
-//! CPU, the best of three, for single turns of 4 KiB (2 KiB each way, hardly compressible) and for
-//! conversations of 20 turns that resend their history.
+//! `cargo bench -p hone-proxy --bench ingest [-- <turns> [<scenario>]]`; turns per second by the wall
+//! and by the CPU, the best of three, for single turns of 4 KiB (2 KiB each way, hardly
+//! compressible), for conversations of 20 turns that resend their history, and for the two kinds of
+//! turns of `hone bench proxy` with the built-in redaction: 2 KiB of JSON, 50 SSE chunks.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement")]
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use hone_proxy::ingest::{Ingest, IngestConfig};
+use hone_proxy::ingest::{Ingest, IngestConfig, Policies};
 use hone_shared::data_dir::DataDir;
+use hone_shared::policy::PolicySet;
 use hone_shared::spool::{SpoolConfig, SpoolWriter};
-use hone_shared::turn::{Begin, Done, Generation, Mode, Outcome, Record, TurnId};
+use hone_shared::turn::{Begin, Done, Generation, Headers, Mode, Outcome, Record, TurnId};
 use serde_json::{Value, json};
 
 fn text(n: u64, words: u64) -> String {
@@ -25,7 +28,14 @@ fn turn(messages: &[Value], answer: &str) -> [Record; 2] {
     let response = json!({"id": "x", "choices": [choice], "usage":
         {"prompt_tokens": 500, "completion_tokens": 500}})
     .to_string();
+    records(request, response, "application/json")
+}
+
+fn records(request: String, response: String, kind: &str) -> [Record; 2] {
     let turn_id = TurnId::now();
+    let headers = |pairs: &[(&str, &str)]| -> Headers {
+        pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+    };
     let begin = Begin {
         turn_id,
         started_ms: hone_shared::clock::now_ms(),
@@ -36,7 +46,13 @@ fn turn(messages: &[Value], answer: &str) -> [Record; 2] {
         client: "fedcba9876543210".into(),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),
-        headers: vec![("content-type".into(), "application/json".into())],
+        headers: headers(&[
+            ("content-type", "application/json"),
+            ("user-agent", "OpenAI/Python 2.8.1"),
+            ("x-stainless-lang", "python"),
+            ("x-stainless-package-version", "2.8.1"),
+            ("x-stainless-retry-count", "0"),
+        ]),
         generation: Generation::base(),
         policy_version: 1,
         body_len: request.len() as u64,
@@ -48,7 +64,7 @@ fn turn(messages: &[Value], answer: &str) -> [Record; 2] {
         turn_id,
         status: 200,
         outcome: Outcome::Complete,
-        headers: vec![("content-type".into(), "application/json".into())],
+        headers: headers(&[("content-type", kind)]),
         first_byte_ms: Some(1),
         duration_ms: 2,
         generation: None,
@@ -82,9 +98,43 @@ fn conversations(count: u64, put: &mut dyn FnMut([Record; 2])) {
     }
 }
 
+fn asked(n: u64) -> String {
+    json!({"model": "bench", "stream": false, "messages": [
+        {"role": "system", "content": "You are a helpful assistant. Answer briefly."},
+        {"role": "user", "content": format!("Question {n:012} of worker 1: why?")}]})
+    .to_string()
+}
+
+fn json_turns(count: u64, put: &mut dyn FnMut([Record; 2])) {
+    let text = "An answer of about two kibibytes. ".repeat(56);
+    let response = json!({"id": "bench", "object": "chat.completion", "created": 0,
+        "model": "bench", "choices": [{"index": 0, "finish_reason": "stop",
+            "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 400, "total_tokens": 410}})
+    .to_string();
+    for n in 0..count {
+        put(records(asked(n), response.clone(), "application/json"));
+    }
+}
+
+fn bursts(count: u64, put: &mut dyn FnMut([Record; 2])) {
+    let mut response = String::new();
+    for index in 0..50 {
+        let finish = (index == 49).then_some("stop");
+        let chunk = json!({"id": "bench", "object": "chat.completion.chunk", "created": 0,
+            "model": "bench",
+            "choices": [{"index": 0, "delta": {"content": " word"}, "finish_reason": finish}]});
+        response += &format!("data: {chunk}\n\n");
+    }
+    response += "data: [DONE]\n\n";
+    for n in 0..count {
+        put(records(asked(n), response.clone(), "text/event-stream"));
+    }
+}
+
 type Fill = fn(u64, &mut dyn FnMut([Record; 2]));
 
-fn measure(count: u64, fill: Fill) -> (f64, f64, f64) {
+fn measure(count: u64, fill: Fill, redacted: bool) -> (f64, f64, f64) {
     let dir = tempfile::tempdir().unwrap();
     let data = DataDir::new(dir.path());
     data.create().unwrap();
@@ -100,7 +150,13 @@ fn measure(count: u64, fill: Fill) -> (f64, f64, f64) {
     writer.sync().unwrap();
     drop(writer);
     let (start, before) = (Instant::now(), cpu_seconds());
-    let ingest = Ingest::start(IngestConfig::new(&data, [7; 32])).unwrap();
+    let mut config = IngestConfig::new(&data, [7; 32]);
+    if redacted {
+        hone_shared::policy::install_builtin(&data.policies_dir()).unwrap();
+        let set = Arc::new(PolicySet::load(&data.policies_dir()).unwrap());
+        config.policies = Policies::of(move || Arc::clone(&set));
+    }
+    let ingest = Ingest::start(config).unwrap();
     ingest.drain_and_stop();
     let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - before);
     assert_eq!(ingest.stats().adopted, written);
@@ -117,13 +173,19 @@ fn cpu_seconds() -> f64 {
 }
 
 fn main() {
-    let count = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(20_000);
-    let scenarios: [(&str, Fill); 2] =
-        [("4 KiB single turns", singles), ("conversations of 20 turns", conversations)];
-    for (name, fill) in scenarios {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let count = args.first().and_then(|arg| arg.parse().ok()).unwrap_or(20_000);
+    let wanted = args.get(1).map_or("", String::as_str);
+    let scenarios: [(&str, Fill, bool); 4] = [
+        ("4 KiB single turns", singles, false),
+        ("conversations of 20 turns", conversations, false),
+        ("2 KiB of JSON, redacted", json_turns, true),
+        ("50 SSE chunks, redacted", bursts, true),
+    ];
+    for (name, fill, redacted) in scenarios.into_iter().filter(|(name, ..)| name.contains(wanted)) {
         let mut best = (0.0f64, 0.0f64, 0.0f64);
         for _ in 0..3 {
-            let (wall, cpu, bytes) = measure(count, fill);
+            let (wall, cpu, bytes) = measure(count, fill, redacted);
             best = (best.0.max(wall), best.1.max(cpu), bytes);
         }
         let (wall, cpu, bytes) = best;

@@ -14,6 +14,7 @@ mod feedback;
 mod file;
 
 pub use feedback::{Answer, FeedbackConfig, FeedbackFile};
+pub(crate) use file::learns_alone;
 pub use file::{ConfigFileError, ProxyFile, check};
 
 use crate::pem::KeyFiles;

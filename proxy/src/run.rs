@@ -33,7 +33,7 @@ use crate::admin::counters::Counters;
 use crate::admin::genai::GenAi;
 use crate::admin::tokens::Tokens;
 use crate::admin::{self, Operator, guard};
-use crate::config::{ProxyConfig, Upstream};
+use crate::config::{ProxyConfig, Upstream, learns_alone};
 use crate::error::ProxyError;
 use crate::feedback::Desk;
 use crate::ingest::{Ingest, IngestConfig, Observer, Policies};
@@ -133,6 +133,9 @@ impl Parts {
         let tls = tls.transpose()?.map(Arc::new);
         let watches = Watches::start(&cfg.data, Duration::from_millis(cfg.limits.watch_ms))?;
         let watches = Arc::new(watches.and_certificate(tls.clone()));
+        if let Some(problem) = learns_alone(cfg, &watches.snapshot().policies) {
+            warn!(problem, "requests may reach engines without their adapter");
+        }
         let spool = Spool::start(spool_config(cfg))
             .map_err(|error| ProxyError::Spool(error.to_string()))?;
         let policies = Arc::clone(&watches);

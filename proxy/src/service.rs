@@ -210,15 +210,18 @@ impl ProxyHttp for Service {
 
     async fn connected_to_upstream(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         reused: bool,
         _peer: &HttpPeer,
-        _fd: std::os::unix::io::RawFd,
+        fd: std::os::unix::io::RawFd,
         _digest: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
         if let Some(choice) = ctx.destination.choice.as_ref().filter(|_| !reused) {
             choice.target.connected();
+        }
+        if !session.is_body_empty() {
+            self.engines.hold(fd);
         }
         Ok(())
     }

@@ -100,3 +100,20 @@ fn turn_ids_sort_by_time_and_survive_text() {
     assert_eq!(a.to_string().parse::<TurnId>().unwrap(), a);
     assert_eq!(serde_json::to_value(a).unwrap(), a.to_string());
 }
+
+#[test]
+fn ids_of_a_process_grow_and_tell_their_time() {
+    let before = crate::clock::now_ms();
+    let made = || (0..10_000).map(|_| TurnId::now()).collect::<Vec<_>>();
+    let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(made)).collect();
+    let ids: Vec<Vec<TurnId>> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+    assert!(ids.iter().all(|ids| ids.is_sorted()));
+    let all: std::collections::BTreeSet<TurnId> = ids.into_iter().flatten().collect();
+    assert_eq!(all.len(), 40_000);
+    for TurnId(id) in all {
+        assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
+        let (seconds, nanos) = id.get_timestamp().unwrap().to_unix();
+        let ms = seconds as i64 * 1000 + i64::from(nanos) / 1_000_000;
+        assert!((before..before + 60_000).contains(&ms), "{ms} after {before}");
+    }
+}

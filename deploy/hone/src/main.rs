@@ -10,6 +10,7 @@ mod demo;
 mod feedback;
 mod forget;
 mod logging;
+mod memory;
 mod model;
 mod os;
 mod policy;

@@ -14,7 +14,7 @@ use hone_shared::data_dir::{DataDir, RunFile};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{BackendArgs, DataArgs, ProxyArgs, TrainerArgs, UsageError};
-use crate::{model, os};
+use crate::{memory, model, os};
 
 /// The data directory that was asked for, created.
 pub fn data_dir(args: &DataArgs) -> anyhow::Result<DataDir> {
@@ -36,6 +36,9 @@ pub fn proxy(args: ProxyArgs) -> anyhow::Result<()> {
     let config = proxy_config(&args)?;
     if args.check {
         return check(&config);
+    }
+    if let Err(error) = memory::give_back_soon() {
+        tracing::warn!(%error, "freed memory is given back late");
     }
     end_with_stdin(args.supervised);
     hone_proxy::run(config).map_err(|error| match error.is_usage() {

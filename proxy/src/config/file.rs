@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use hone_shared::data_dir::DataDir;
-use hone_shared::policy::PolicyWatch;
+use hone_shared::policy::{PolicySet, PolicyWatch};
 use serde::Deserialize;
 
 use super::feedback::FeedbackFile;
@@ -50,6 +50,7 @@ pub struct ProxyFile {
     pub engine_tls: EngineTlsFile,
     pub tls: TlsFile,
     pub feedback: FeedbackFile,
+    pub reserve: Option<PathBuf>,
     pub grace_ms: Option<u64>,
     pub threads: Option<usize>,
     pub limits: Limits,
@@ -135,6 +136,7 @@ impl ProxyFile {
         config.threads = self.threads.unwrap_or(config.threads);
         config.admin_token_file = self.admin_token_file;
         config.admin_hosts = self.admin_hosts;
+        config.reserve = self.reserve;
         config.limits = self.limits;
         Ok(config)
     }
@@ -166,10 +168,26 @@ pub fn check(config: &ProxyConfig) -> Vec<String> {
     problems.extend(tokens.err().map(|error| error.to_string()));
     let day = std::time::Duration::from_secs(86_400);
     match PolicyWatch::follow(&config.data, day) {
-        Ok(watch) => problems.extend(watch.problems()),
+        Ok(watch) => {
+            problems.extend(watch.problems());
+            problems.extend(learns_alone(config, &watch.current()));
+        }
         Err(error) => problems.extend(error.each().iter().map(ToString::to_string)),
     }
     problems
+}
+
+/// An adapter is loaded into one engine; the others would be asked for what they do not have.
+pub(crate) fn learns_alone(config: &ProxyConfig, policies: &PolicySet) -> Option<String> {
+    let engines = config.upstreams.len();
+    let route = policies.routes.iter().find(|route| route.mode.serves())?;
+    (engines > 1).then(|| {
+        format!(
+            "route `{}` has mode learn, which serves adapters of one engine, and {engines} engines \
+             are configured: use one, or mode shadow or observe",
+            route.name
+        )
+    })
 }
 
 /// Limits that cannot work. The unit at the end of a name says what is possible.
@@ -227,6 +245,28 @@ mod tests {
         assert!(odd.contains("feedback.scales.x"), "{odd}");
         let half = read("[tls]\ncertificate = \"c.pem\"\n").unwrap_err();
         assert!(half.contains("belong together"), "{half}");
+    }
+
+    #[test]
+    fn several_engines_and_a_route_that_learns_do_not_go_together() {
+        let route = |mode: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            hone_shared::policy::install_builtin(dir.path()).unwrap();
+            for file in fs::read_dir(dir.path().join("routes")).unwrap() {
+                let path = file.unwrap().path();
+                let text = fs::read_to_string(&path).unwrap();
+                let own = text.lines().filter(|line| !line.starts_with("mode"));
+                let own: Vec<&str> = own.collect();
+                fs::write(&path, format!("mode = \"{mode}\"\n{}", own.join("\n"))).unwrap();
+            }
+            PolicySet::load(dir.path()).unwrap()
+        };
+        let engines = |list: &str| read(&format!("engines = [{list}]\nreserve = \"/r\"")).unwrap();
+        let two = engines("\"http://a:1\", \"http://b:1\"");
+        assert_eq!(two.reserve.as_deref(), Some(Path::new("/r")));
+        assert!(learns_alone(&two, &route("learn")).unwrap().contains("mode learn"));
+        assert_eq!(learns_alone(&two, &route("shadow")), None);
+        assert_eq!(learns_alone(&engines("\"http://a:1\""), &route("learn")), None);
     }
 
     /// The table of all limits: names and meanings from the source, defaults from the program.

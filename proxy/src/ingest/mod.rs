@@ -3,7 +3,7 @@
 //! It follows the spool of this process and adopts those of dead ones. A turn's `Begin` waits, by
 //! its position in the spool and not in the store, until its `Done` comes; its segment is kept for
 //! so long. (A table of open turns would write every request twice; the spool is durable already.)
-//! Up to 512 turns or 4 MiB are committed with the position they were read up to, and only then are
+//! Up to 2,048 turns or 4 MiB are committed with the position they were read up to, and only then are
 //! segments deleted. What is before the position is read again after a restart only to find the
 //! turns that are still open.
 //!
@@ -24,6 +24,7 @@ use std::time::Instant;
 
 use hone_shared::clock::now_ms;
 use hone_shared::data_dir::DataDir;
+use hone_shared::link::LinkKind;
 use hone_shared::policy::{PolicySet, RedactionPolicy, RoutePolicy};
 use hone_shared::store::{FeedbackInserted, IngestTurn};
 use hone_shared::turn::DropReason;
@@ -140,6 +141,8 @@ pub struct IngestConfig {
     pub retry_ms_max: u64,
     /// How long a statement waits for another process's lock, milliseconds.
     pub busy_ms_max: u64,
+    /// The thread's nice value: requests go first where both want the processor.
+    pub nice: i32,
     /// How long stopping may take, milliseconds; the rest stays in the spool and is adopted by the
     /// next start.
     pub drain_ms_max: u64,
@@ -155,8 +158,8 @@ impl IngestConfig {
             secret,
             observer: Observer::default(),
             policies: Policies::default(),
-            batch_turns_max: 512,
-            batch_ms_max: 50,
+            batch_turns_max: 2_048,
+            batch_ms_max: 200,
             batch_bytes_max: 4 << 20,
             open_turns_max: 65_536,
             open_bytes_max: 32 << 20,
@@ -165,6 +168,7 @@ impl IngestConfig {
             retry_ms: 50,
             retry_ms_max: 2_000,
             busy_ms_max: 5_000,
+            nice: 5,
             drain_ms_max: 10_000,
         }
     }
@@ -184,6 +188,8 @@ pub struct IngestStats {
     pub duplicates: u64,
     /// Stored turns with a parent.
     pub linked: u64,
+    /// The same by how it was found, in the order of [`LinkKind::ALL`].
+    pub linked_by: [u64; LinkKind::ALL.len()],
     /// Turns that found their parent only after they were stored.
     pub relinked: u64,
     /// Turns of this process that were lost between spool and store. Does not contain the spool's

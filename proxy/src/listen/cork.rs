@@ -21,6 +21,8 @@ use std::task::{Context, Poll, Wake, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::upstream::hold::Look;
+
 /// Bytes that are put off at most; more are written at once.
 const WRITE_BYTES_MAX: usize = 16 << 10;
 /// A buffer that has grown beyond this is not kept between writes, so that idle connections are
@@ -254,6 +256,8 @@ impl<F: Future, S: AsyncWrite + Unpin> Future for Corking<F, S> {
         let this = self.get_mut();
         this.signal.outer().clone_from(cx.waker());
         let inner_cx = &mut Context::from_waker(&this.waker);
+        // What it writes to an engine leaves in one piece, too.
+        let _look = Look::begin();
         lock(&this.shared).corked = true;
         for _ in 0..POLLS_MAX {
             this.signal.state.store(POLLING, Ordering::Release);

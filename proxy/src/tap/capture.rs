@@ -17,12 +17,12 @@ use hone_shared::turn::Cut;
 
 use super::ends::Ends;
 
-/// Smallest block, bytes.
-const BLOCK_BYTES_MIN: usize = 2 << 10;
+/// Smallest block, bytes. All others are multiples: a size that allocators keep wastes nothing.
+const BLOCK_BYTES_MIN: usize = 4 << 10;
 /// Largest block, bytes.
 const BLOCK_BYTES_MAX: usize = 256 << 10;
 /// A new block is this part of what is held, so that at most as much is wasted.
-const BLOCK_PART: usize = 4;
+const BLOCK_PART: usize = 8;
 /// Most that is allocated on the word of a `Content-Length`, bytes: it costs a client nothing.
 const EXPECT_BYTES_MAX: usize = 64 << 10;
 
@@ -169,7 +169,8 @@ impl Capture {
     fn keep(&mut self, chunk: &[u8]) -> bool {
         let spare = self.blocks.back().map_or(0, |last| last.capacity() - last.len());
         let (first, rest) = chunk.split_at(chunk.len().min(spare));
-        let grown = (self.held / BLOCK_PART).clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX);
+        let part = (self.held / BLOCK_PART).next_multiple_of(BLOCK_BYTES_MIN);
+        let grown = part.clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX);
         let room = self.max - self.held - first.len();
         if !rest.is_empty() {
             let last = self.blocks.len();

@@ -5,7 +5,7 @@
 //!   learned in the background.
 //! * [`affinity`]: which engine a conversation belongs to.
 //! * [`failure`]: why connecting failed. [`retry`]: when a request may be sent again.
-//! * [`tls`]: certificates. [`tunnel`]: WebSocket.
+//! * [`tls`]: certificates. [`tunnel`]: WebSocket. [`hold`]: fewer packets.
 //!
 //! Invariant: name resolution and health checks never happen on the path of a request, every wait
 //! for an engine is bounded, and a request is sent to a second engine only when nothing of it has
@@ -14,6 +14,7 @@
 pub mod affinity;
 pub mod engine;
 pub mod failure;
+pub mod hold;
 pub mod probe;
 pub mod resolve;
 pub mod retry;
@@ -22,6 +23,7 @@ pub mod tls;
 pub mod tunnel;
 
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -32,6 +34,7 @@ use tracing::warn;
 
 use self::engine::{Engine, Target};
 use self::failure::ConnectFailure;
+use self::hold::Holds;
 use self::tls::ClientTls;
 pub use self::tls::EngineTls;
 use self::tunnel::Patient;
@@ -51,6 +54,7 @@ pub struct Engines {
     started: Instant,
     fresh: AtomicU64,
     spilled: AtomicU64,
+    holds: Arc<Holds>,
 }
 
 /// Where one attempt goes.
@@ -103,6 +107,7 @@ impl Engines {
             started: Instant::now(),
             fresh: AtomicU64::new(1),
             spilled: AtomicU64::new(0),
+            holds: Arc::default(),
         })
     }
 
@@ -211,12 +216,18 @@ impl Engines {
             // Pingora's timer starts again with every byte in either direction.
             options.read_timeout = Some(ms(limits.tunnel_idle_ms));
         }
+        self.holds.follow(&mut peer);
         if wants.fresh || wants.upgrade {
             // A key of its own finds no pooled connection, and nobody finds this one.
             peer.group_key = self.fresh.fetch_add(1, Ordering::Relaxed);
             peer.options.idle_timeout = Some(Duration::ZERO);
         }
         peer
+    }
+
+    /// What is written to the connection `fd` in the present look goes in one piece.
+    pub fn hold(&self, fd: RawFd) {
+        self.holds.hold(fd);
     }
 
     fn now_ms(&self) -> u64 {

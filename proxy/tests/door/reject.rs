@@ -233,6 +233,7 @@ fn targets(all: &mut Corpus) {
         "javascript:1",
         "http://b/v1",
         "http://a:81/v1",
+        "HTTP://a/v1",
         "https://a.evil/v1",
         "http://a#@b/v1",
         "http://a\\@b/v1",

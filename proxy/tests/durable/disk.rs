@@ -127,6 +127,49 @@ async fn a_spool_directory_that_goes_away_costs_nothing() {
     assert!(proxy.data.spool_dir().is_dir(), "the spool is used again");
 }
 
+/// A directory in which nothing can be made or deleted, not even by root, until this is dropped.
+struct Frozen(std::path::PathBuf);
+
+impl Frozen {
+    /// `None` where that cannot be asked for.
+    fn new(place: &Path) -> Option<Self> {
+        let own = std::fs::read_dir(place).unwrap().next().unwrap().unwrap().path();
+        let asked = Command::new("chattr").arg("+i").arg(&own).output();
+        asked.is_ok_and(|output| output.status.success()).then_some(Self(own))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").arg("-i").arg(&self.0).output();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_spool_goes_on_in_the_reserve_and_with_a_read_only_reserve_in_memory() {
+    let origin = Origin::start().await;
+    for reserve_too in [false, true] {
+        let proxy = Proxy::start(origin.address, "observe").await;
+        let spool = Frozen::new(&proxy.data.spool_dir());
+        let reserve = reserve_too.then(|| Frozen::new(&proxy.data.reserve_dir()));
+        if spool.is_none() || reserve.as_ref().is_some_and(Option::is_none) {
+            println!("skipped: no directory can be made immutable here");
+            return;
+        }
+        assert!(traffic(&proxy, 0, 20, 500).await.iter().all(|status| *status == 200));
+        if reserve_too {
+            health(&proxy, true).await;
+        } else {
+            eventually("the reserve is used", || bytes_under(&proxy.data.reserve_dir()) > 0).await;
+            assert_eq!(balanced(&proxy, 20).await["stored"], 20);
+        }
+        drop((spool, reserve));
+        assert!(traffic(&proxy, 20, 20, 500).await.iter().all(|status| *status == 200));
+        assert_eq!(balanced(&proxy, 40).await["stored"], 40);
+        health(&proxy, false).await;
+    }
+}
+
 /// A tiny file system; `None` where it may not be mounted.
 struct Mount(tempfile::TempDir);
 

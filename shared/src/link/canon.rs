@@ -9,9 +9,12 @@
 //! Invariant: fields are tagged and length-prefixed, so no two different messages share an
 //! encoding.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+
+use super::ASSISTANT_CHARS_MIN;
 
 /// Keys that never take part in linking.
 /// They come with an answer and are sent back by some clients only.
@@ -32,7 +35,8 @@ const IGNORED: [&str; 12] = [
 
 /// The canonical bytes of a message.
 pub fn canon(message: &Value) -> Vec<u8> {
-    let mut out = Vec::new();
+    let text = message.get("content").and_then(Value::as_str).map_or(0, str::len);
+    let mut out = Vec::with_capacity(64 + text);
     let Value::Object(fields) = message else {
         put(&mut out, "raw", json(message).as_bytes());
         return out;
@@ -63,37 +67,64 @@ pub fn canon(message: &Value) -> Vec<u8> {
     out
 }
 
-/// The loose form: role, folded text and tool calls; `None` for system messages, which clients
-/// change freely.
+/// The loose form of a message, and what it takes part in linking by.
+pub(super) struct Loose {
+    /// Role, folded text and tool calls.
+    pub(super) bytes: Vec<u8>,
+    /// Whether the text is long enough to say by itself which answer it is.
+    pub(super) is_telling: bool,
+}
+
+impl Loose {
+    /// `None` for system messages, which clients change freely.
+    pub(super) fn of(message: &Value) -> Option<Self> {
+        let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
+        if matches!(role, "system" | "developer") {
+            return None;
+        }
+        let text = loose_text(message);
+        let mut out = Vec::with_capacity(64 + text.len());
+        put(&mut out, "role", role.as_bytes());
+        put(&mut out, "content", text.as_bytes());
+        for call in message.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
+            put(&mut out, "call", &canon_call(call));
+        }
+        if let Some(call) = message.get("function_call").filter(|call| !is_empty(call)) {
+            put(&mut out, "function_call", &canon_function(call));
+        }
+        let is_telling = text.chars().nth(ASSISTANT_CHARS_MIN - 1).is_some();
+        Some(Self { bytes: out, is_telling })
+    }
+}
+
+/// [`Loose::bytes`].
 pub(super) fn canon_loose(message: &Value) -> Option<Vec<u8>> {
-    let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
-    if matches!(role, "system" | "developer") {
-        return None;
-    }
-    let mut out = Vec::new();
-    put(&mut out, "role", role.as_bytes());
-    put(&mut out, "content", loose_text(message).as_bytes());
-    for call in message.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
-        put(&mut out, "call", &canon_call(call));
-    }
-    if let Some(call) = message.get("function_call").filter(|call| !is_empty(call)) {
-        put(&mut out, "function_call", &canon_function(call));
-    }
-    Some(out)
+    Loose::of(message).map(|loose| loose.bytes)
 }
 
 /// The text of a message, folded, without a leading `<think>…</think>` block. Parts that are no
 /// text stay as JSON.
-pub fn loose_text(message: &Value) -> String {
+pub fn loose_text(message: &Value) -> Cow<'_, str> {
     let content = message.get("content").unwrap_or(&Value::Null);
-    let text = plain_text(content).unwrap_or_else(|| json(content));
-    let trimmed = text.trim_start();
-    let after = trimmed.strip_prefix("<think>").and_then(|rest| rest.split_once("</think>"));
-    fold(after.map_or(trimmed, |(_, answer)| answer))
+    let without_thoughts = |text: &str| {
+        let trimmed = text.trim_start();
+        let after = trimmed.strip_prefix("<think>").and_then(|rest| rest.split_once("</think>"));
+        text.len() - after.map_or(trimmed, |(_, answer)| answer).len()
+    };
+    match plain_text(content).unwrap_or_else(|| Cow::Owned(json(content))) {
+        Cow::Borrowed(text) => fold(text.get(without_thoughts(text)..).unwrap_or_default()),
+        Cow::Owned(text) => {
+            let rest = text.get(without_thoughts(&text)..).unwrap_or_default();
+            Cow::Owned(fold(rest).into_owned())
+        }
+    }
 }
 
 /// White space runs become one space; none at the ends.
-pub fn fold(text: &str) -> String {
+pub fn fold(text: &str) -> Cow<'_, str> {
+    if is_folded(text.as_bytes()) {
+        return Cow::Borrowed(text);
+    }
     let mut folded = String::with_capacity(text.len());
     for word in text.split_whitespace() {
         if !folded.is_empty() {
@@ -101,7 +132,19 @@ pub fn fold(text: &str) -> String {
         }
         folded.push_str(word);
     }
-    folded
+    Cow::Owned(folded)
+}
+
+/// Whether folding is certain to change nothing: most texts are so, and looking at bytes costs a
+/// fiftieth of looking at words.
+fn is_folded(text: &[u8]) -> bool {
+    let edge = |byte: Option<&u8>| byte == Some(&b' ');
+    // Other white space than the space: ASCII's, and what the lead bytes of all others begin.
+    let other = |byte: &u8| matches!(byte, 9..=13 | 0xc2 | 0xe1..=0xe3);
+    let pairs = text.iter().zip(text.iter().skip(1));
+    let odd = text.iter().filter(|byte| other(byte)).count()
+        + pairs.filter(|(a, b)| **a == b' ' && **b == b' ').count();
+    odd == 0 && !edge(text.first()) && !edge(text.last())
 }
 
 fn canon_call(call: &Value) -> Vec<u8> {
@@ -133,10 +176,10 @@ fn canon_function(function: &Value) -> Vec<u8> {
 }
 
 /// The text of a content: a string, or parts that are all text, joined.
-fn plain_text(content: &Value) -> Option<String> {
+fn plain_text(content: &Value) -> Option<Cow<'_, str>> {
     match content {
-        Value::Null => Some(String::new()),
-        Value::String(text) => Some(text.clone()),
+        Value::Null => Some(Cow::Borrowed("")),
+        Value::String(text) => Some(Cow::Borrowed(text)),
         Value::Array(parts) => parts
             .iter()
             .map(|part| match (part, part.get("type").and_then(Value::as_str)) {
@@ -146,7 +189,8 @@ fn plain_text(content: &Value) -> Option<String> {
                 }
                 _ => None,
             })
-            .collect(),
+            .collect::<Option<String>>()
+            .map(Cow::Owned),
         _ => None,
     }
 }
@@ -210,5 +254,41 @@ fn write_json(value: &Value, out: &mut String) {
             _ => out.push_str(&number.to_string()),
         },
         other => out.push_str(&other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_is_left_alone_is_what_folding_makes_of_it() {
+        let slowly = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for text in [
+            "",
+            " ",
+            "a",
+            "a b",
+            " a",
+            "a ",
+            "a  b",
+            "a\tb",
+            "a\u{b}b",
+            "a\nb",
+            "\u{a0}",
+            "a\u{85}b",
+            "a\u{1680}b",
+            "a\u{2003}b",
+            "a\u{2028}b",
+            "a\u{205f}b",
+            "a\u{3000}b",
+            "caf\u{e9} \u{1F44D}",
+            "\u{4f60}\u{597d} a",
+        ] {
+            assert_eq!(fold(text), slowly(text), "{text:?}");
+        }
+        for c in (0..=0x10_ffff).filter_map(char::from_u32).filter(|c| c.is_whitespace()) {
+            assert_eq!(fold(&format!("a{c}{c}b")), "a b", "{c:?}");
+        }
     }
 }

@@ -7,6 +7,8 @@
 //! Invariant: nothing shorter than [`SUMMARY_CHARS_MIN`] is evidence; the work is bounded by a
 //! fixed number of messages and answers.
 
+use std::borrow::Cow;
+
 use serde_json::json;
 
 use super::canon::loose_text;
@@ -25,7 +27,7 @@ impl<I: LinkIndex> Probe<'_, I> {
     /// The turn whose answer the request has in place of its history.
     pub(super) fn compacted(&self) -> Result<Found, I::Error> {
         let first = self.incoming.messages.iter().enumerate().take(MESSAGES_MAX);
-        let texts: Vec<(usize, String)> = first
+        let texts: Vec<(usize, Cow<'_, str>)> = first
             .filter(|(_, message)| !is_assistant(message))
             .map(|(at, message)| (at, loose_text(message)))
             .filter(|(_, text)| is_long(text))
@@ -48,7 +50,7 @@ impl<I: LinkIndex> Probe<'_, I> {
     }
 
     /// An answer of the session that one of the texts contains.
-    fn quoted(&self, texts: &[(usize, String)]) -> Result<Found, I::Error> {
+    fn quoted(&self, texts: &[(usize, Cow<'_, str>)]) -> Result<Found, I::Error> {
         let session = self.incoming.explicit_session.filter(|_| !texts.is_empty());
         let Some(session) = session else { return Ok(None) };
         let turns = self.find(HashKind::Session, &session_hash(self.key, session))?;

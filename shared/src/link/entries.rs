@@ -4,9 +4,9 @@
 
 use serde_json::{Value, json};
 
-use super::canon::{canon, canon_loose, loose_text};
+use super::canon::{Loose, canon};
 use super::chain::{LinkKey, is_assistant, step};
-use super::{ASSISTANT_CHARS_MIN, Entry, Hash, HashKind, Incoming, TOOL_CALL_ENTROPY_BITS_MIN};
+use super::{Entry, Hash, HashKind, Incoming, TOOL_CALL_ENTROPY_BITS_MIN};
 use crate::wire::{Choice, ResponseView};
 
 /// What to index for a turn. Sorted, without duplicates.
@@ -56,10 +56,11 @@ fn answer(
         if let Some(before) = exact.of_first(before) {
             add(HashKind::Out, step(key, "chain", before, &canon(message)), *index);
         }
-        if let (Some(before), Some(bytes)) = (loose.of_first(before), canon_loose(message)) {
-            add(HashKind::LooseOut, step(key, "loose", before, &bytes), *index);
+        let form = Loose::of(message);
+        if let (Some(before), Some(form)) = (loose.of_first(before), &form) {
+            add(HashKind::LooseOut, step(key, "loose", before, &form.bytes), *index);
         }
-        if let Some(hash) = assistant_hash(key, message) {
+        if let Some(hash) = form.and_then(|form| telling_hash(key, &form)) {
             add(HashKind::Assistant, hash, *index);
         }
     };
@@ -93,9 +94,11 @@ fn prefilled(begun: &Value, answer: &Value) -> Option<Value> {
 
 /// The hash of an answer by itself; `None` when it is too short to say which turn it is.
 pub(super) fn assistant_hash(key: &LinkKey, message: &Value) -> Option<Hash> {
-    let long_enough = loose_text(message).chars().nth(ASSISTANT_CHARS_MIN - 1).is_some();
-    let bytes = canon_loose(message).filter(|_| long_enough)?;
-    Some(key.hash("assistant", &[&bytes]))
+    telling_hash(key, &Loose::of(message)?)
+}
+
+fn telling_hash(key: &LinkKey, form: &Loose) -> Option<Hash> {
+    form.is_telling.then(|| key.hash("assistant", &[&form.bytes]))
 }
 
 /// The hash of a tool call's id; `None` when it is too predictable to say which turn it is.

@@ -118,8 +118,7 @@ impl RawRule {
             RawSide::Request => AppliesTo { not_response: true, ..AppliesTo::default() },
             RawSide::Response => AppliesTo { not_request: true, ..AppliesTo::default() },
         };
-        let rule = Rule::new(&self.name, self.search(check)?, &replacement, applies_to);
-        rule.map_err(|problem| check.refuse("rules.detect", &self.name, problem))
+        Ok(Rule::new(&self.name, self.search(check)?, &replacement, applies_to))
     }
 
     fn search(&self, check: &Checker<'_>) -> Result<Search, PolicyError> {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 
 use super::checksum::{iban_chars, is_card, is_iban};
 use super::shape::{Needs, Shape, after, before, digits, is_own_number, stands_alone};
@@ -57,42 +58,51 @@ impl Detector {
         Self::ALL.iter().find(|(known, _)| *known == self).map_or("", |(_, name)| name)
     }
 
-    /// What it looks for. Errors: a shape that does not compile.
-    pub(super) fn shapes(self) -> Result<Vec<Shape>, String> {
+    /// What it looks for: one for all rules and policies of the process.
+    pub(super) fn shapes(self) -> Arc<[Shape]> {
+        static SHAPES: [OnceLock<Arc<[Shape]>>; Detector::ALL.len()] =
+            [const { OnceLock::new() }; Detector::ALL.len()];
+        let at = Self::ALL.iter().position(|(known, _)| *known == self);
+        let make = || Arc::from(self.make_shapes());
+        at.and_then(|at| SHAPES.get(at))
+            .map_or_else(make, |shapes| Arc::clone(shapes.get_or_init(make)))
+    }
+
+    fn make_shapes(self) -> Vec<Shape> {
         let needs = |digits: usize| Needs { digits, ..Needs::default() };
-        let one = |needs, pattern, check| Ok(vec![Shape::new(needs, pattern, check)?]);
+        let one = |needs, pattern, check| vec![Shape::new(needs, pattern, check)];
         match self {
             Self::Email => {
                 let address = r"[\p{L}\p{N}._%+-]+@(?:[\p{L}\p{N}-]+\.)+\p{L}{2,24}";
                 one(Needs { ats: 1, dots: 1, ..Needs::default() }, address, email)
             }
-            Self::Phone => Ok(vec![
+            Self::Phone => vec![
                 Shape::new(
                     needs(8),
                     r"(?-u)(?:\+|00)\(?[1-9]\d{0,2}\)?(?:[ .()/-]{0,2}\d){6,13}",
                     international,
-                )?,
+                ),
                 Shape::new(
                     needs(10),
                     r"(?-u)(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}",
                     north_american,
-                )?,
-                Shape::new(needs(9), r"(?-u)\(?0\d{1,5}\)?(?:[ /.-]\d{2,8}){1,5}", national)?,
-            ]),
+                ),
+                Shape::new(needs(9), r"(?-u)\(?0\d{1,5}\)?(?:[ /.-]\d{2,8}){1,5}", national),
+            ],
             Self::Iban => one(needs(10), r"(?-u)[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}", iban),
             Self::CreditCard => one(needs(13), r"(?-u)\d(?:[ -]?\d){12,18}", card),
-            Self::IpAddress => Ok(vec![
+            Self::IpAddress => vec![
                 Shape::new(
                     Needs { digits: 4, dots: 3, ..Needs::default() },
                     r"(?-u)\d{1,3}(?:\.\d{1,3}){3}",
                     ipv4,
-                )?,
+                ),
                 Shape::new(
                     Needs { colons: 2, digits: 1, ..Needs::default() },
                     r"(?i-u)[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7}(?:\.\d{1,3}){0,3}",
                     ipv6,
-                )?,
-            ]),
+                ),
+            ],
             Self::NationalId => national::shapes(),
             Self::ApiKey => secrets::api_keys(),
             Self::Jwt => secrets::jwts(),

@@ -50,11 +50,11 @@ impl Redactor {
     /// A value whose key says that it is secret.
     fn by_key(&self, side: Side, key: &str, value: &mut Value, counts: &mut Counts) -> bool {
         let Value::String(text) = value else { return false };
-        let rule = self.rules.iter().find(|rule| rule.by_key && rule.applies_to.covers(side));
-        let Some(rule) = rule.filter(|_| is_secret_name(key)) else { return false };
-        if text.len() < 8 || *text == rule.replacement {
+        if text.len() < 8 || !is_secret_name(key) {
             return false;
         }
+        let rule = self.rules.iter().find(|rule| rule.by_key && rule.applies_to.covers(side));
+        let Some(rule) = rule.filter(|rule| *text != rule.replacement) else { return false };
         if !is_secret_value(&key.to_ascii_lowercase(), text) {
             return false;
         }

@@ -21,6 +21,7 @@ mod shape;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use regex::Regex;
 
@@ -85,7 +86,7 @@ pub struct Rule {
     pub applies_to: AppliesTo,
     /// The detector by which it finds, for values whose key says that they are secret.
     by_key: bool,
-    shapes: Vec<Shape>,
+    shapes: Arc<[Shape]>,
 }
 
 impl fmt::Debug for Rule {
@@ -95,21 +96,16 @@ impl fmt::Debug for Rule {
 }
 
 impl Rule {
-    /// A rule. Errors: a built-in shape that does not compile, in words.
-    pub fn new(
-        name: &str,
-        search: Search,
-        replacement: &str,
-        applies_to: AppliesTo,
-    ) -> Result<Self, String> {
+    /// A rule.
+    pub fn new(name: &str, search: Search, replacement: &str, applies_to: AppliesTo) -> Self {
         let (shapes, by_key) = match search {
             Search::Detector(detector) => {
-                (detector.shapes()?, matches!(detector, Detector::Credential))
+                (detector.shapes(), matches!(detector, Detector::Credential))
             }
-            Search::Pattern(regex) => (vec![Shape::plain(regex)], false),
+            Search::Pattern(regex) => (Arc::from([Shape::plain(regex)]), false),
         };
         let (name, replacement) = (name.to_owned(), replacement.to_owned());
-        Ok(Self { name, replacement, applies_to, by_key, shapes })
+        Self { name, replacement, applies_to, by_key, shapes }
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::shape::{Needs, Shape, after, before};
 
 /// Keys whose shape says who issued them.
-pub(super) fn api_keys() -> Result<Vec<Shape>, String> {
+pub(super) fn api_keys() -> Vec<Shape> {
     const SHAPES: &str = concat!(
         r"(?-u)(?:sk-[A-Za-z0-9_-]{20,400}|(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,250}|",
         r"gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255}|",
@@ -19,32 +19,33 @@ pub(super) fn api_keys() -> Result<Vec<Shape>, String> {
         r"SG\.[A-Za-z0-9_-]{16,40}\.[A-Za-z0-9_-]{16,80}|dop_v1_[a-f0-9]{64}|",
         r"gsk_[A-Za-z0-9]{40,80}|xai-[A-Za-z0-9]{40,100}|r8_[A-Za-z0-9]{30,60})",
     );
-    Ok(vec![Shape::new(Needs::default(), SHAPES, api_key)?])
+    // `xoxb-` and ten characters.
+    vec![Shape::new(Needs { bytes: 15, ..Needs::default() }, SHAPES, api_key)]
 }
 
 /// JSON web tokens.
-pub(super) fn jwts() -> Result<Vec<Shape>, String> {
+pub(super) fn jwts() -> Vec<Shape> {
     let token = r"(?-u)eyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*){2,4}";
-    let needs = Needs { dots: 2, ..Needs::default() };
-    Ok(vec![Shape::new(needs, token, |text, found| begins_word(text, &found).then_some(found))?])
+    let needs = Needs { bytes: 13, dots: 2, ..Needs::default() };
+    vec![Shape::new(needs, token, |text, found| begins_word(text, &found).then_some(found))]
 }
 
 /// PEM private keys, also those whose end was cut off.
-pub(super) fn private_keys() -> Result<Vec<Shape>, String> {
+pub(super) fn private_keys() -> Vec<Shape> {
     let whole = concat!(
         r"(?s-u:-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[ -~\s]*?-----END [",
         r"A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)",
     );
     let cut = r"(?s-u:-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\\\s:,-]*)";
-    let needs = Needs::default();
-    Ok(vec![
-        Shape::new(needs, whole, |_, found| Some(found))?,
-        Shape::new(needs, cut, |_, found| Some(found))?,
-    ])
+    let needs = Needs { bytes: 27, dashes: 10, ..Needs::default() };
+    vec![
+        Shape::new(needs, whole, |_, found| Some(found)),
+        Shape::new(needs, cut, |_, found| Some(found)),
+    ]
 }
 
 /// Secrets by where they stand: after a name, in a header, in a URL.
-pub(super) fn credentials() -> Result<Vec<Shape>, String> {
+pub(super) fn credentials() -> Vec<Shape> {
     const NAMED: &str = concat!(
         r#"(?i-u)(?:api[_-]?key|apikey|x-goog-api-key|access[_-]?key(?:[_-]?id)?|"#,
         r#"secret(?:[_-]?(?:access[_-]?)?key)?|client[_-]?secret|auth[_-]?token|"#,
@@ -62,17 +63,20 @@ pub(super) fn credentials() -> Result<Vec<Shape>, String> {
         r#"(?i-u)[a-z][a-z0-9+.-]{1,20}://[!#-&(-.0-9;=?A-Z\[-~]{0,100}:[!#-&(-.0-9:;=?A-"#,
         r#"Z\[-~]{1,200}@"#,
     );
-    let colon = Needs { colons: 1, ..Needs::default() };
-    Ok(vec![
-        Shape::new(Needs::default(), NAMED, named)?,
-        Shape::new(Needs::default(), HEADER, header)?,
-        Shape::new(colon, COOKIE, |text, found| {
+    let all = Needs::default();
+    let pair = Needs { bytes: 15, colons: 1, equals: 1, ..all };
+    vec![
+        Shape::new(Needs { bytes: 12, separators: 1, ..all }, NAMED, named),
+        Shape::new(Needs { bytes: 18, marks: 1, ..all }, HEADER, header),
+        Shape::new(pair, COOKIE, |text, found| {
             value_after(text, found, ":")
                 .filter(|hit| text.get(hit.clone()).is_some_and(|value| value.contains('=')))
-        })?,
-        Shape::new(Needs::default(), QUERY, |text, found| value_after(text, found, "="))?,
-        Shape::new(Needs { ats: 1, colons: 2, ..Needs::default() }, USERINFO, userinfo)?,
-    ])
+        }),
+        Shape::new(Needs { bytes: 13, equals: 1, ..all }, QUERY, |text, found| {
+            value_after(text, found, "=")
+        }),
+        Shape::new(Needs { ats: 1, colons: 2, ..all }, USERINFO, userinfo),
+    ]
 }
 
 fn begins_word(text: &str, found: &Range<usize>) -> bool {
@@ -154,9 +158,17 @@ pub(super) fn is_secret_name(name: &str) -> bool {
         "passphrase",
         "authorization",
     ];
-    let folded: String =
-        name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
-    NAMES.iter().any(|known| folded == *known || folded == format!("x{known}"))
+    // As long as the longest of them, with its `x`.
+    let mut folded = [0u8; 16];
+    let mut len = 0;
+    for byte in name.bytes().filter(u8::is_ascii_alphanumeric) {
+        let Some(place) = folded.get_mut(len) else { return false };
+        *place = byte.to_ascii_lowercase();
+        len += 1;
+    }
+    let folded = folded.get(..len).unwrap_or_default();
+    let bare = folded.strip_prefix(b"x").unwrap_or(folded);
+    NAMES.iter().any(|known| [folded, bare].contains(&known.as_bytes()))
 }
 
 /// Whether a value that is called a secret is one, and not a placeholder, a variable or a type.

@@ -4,26 +4,33 @@
 //! first group, so the whole search stays linear.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use regex::Regex;
 
 /// What a text holds, counted once in one pass that the compiler vectorises.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Facts {
+    bytes: usize,
     digits: usize,
     ats: usize,
     colons: usize,
     dots: usize,
+    dashes: usize,
+    equals: usize,
 }
 
 impl Facts {
     pub(super) fn of(text: &str) -> Self {
         let count = |wanted: u8| text.bytes().filter(|b| *b == wanted).count();
         Self {
+            bytes: text.len(),
             digits: text.bytes().filter(u8::is_ascii_digit).count(),
             ats: count(b'@'),
             colons: count(b':'),
             dots: count(b'.'),
+            dashes: count(b'-'),
+            equals: count(b'='),
         }
     }
 }
@@ -31,47 +38,67 @@ impl Facts {
 /// The least that a text must hold for a shape to be in it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Needs {
+    pub bytes: usize,
     pub digits: usize,
     pub ats: usize,
     pub colons: usize,
     pub dots: usize,
+    pub dashes: usize,
+    pub equals: usize,
+    /// Colons and equals signs together.
+    pub separators: usize,
+    /// Digits and equals signs together.
+    pub marks: usize,
 }
 
 /// Looks at a candidate in its text; the part of it that is a hit, if any.
 pub(super) type Check = fn(text: &str, candidate: Range<usize>) -> Option<Range<usize>>;
 
 /// One shape.
-#[derive(Clone)]
 pub(super) struct Shape {
     needs: Needs,
-    regex: Regex,
+    pattern: &'static str,
+    /// Compiled when a text first needs it: all of them together hold megabytes.
+    regex: OnceLock<Option<Regex>>,
     check: Check,
 }
 
 impl Shape {
-    /// Errors: the pattern does not compile.
-    pub(super) fn new(needs: Needs, pattern: &str, check: Check) -> Result<Self, String> {
-        let regex = Regex::new(pattern).map_err(|error| error.to_string())?;
-        Ok(Self { needs, regex, check })
+    /// A built-in shape.
+    pub(super) fn new(needs: Needs, pattern: &'static str, check: Check) -> Self {
+        Self { needs, pattern, regex: OnceLock::new(), check }
     }
 
     /// A pattern whose matches are hits, empty ones excepted.
     pub(super) fn plain(regex: Regex) -> Self {
-        Self { needs: Needs::default(), regex, check: |_, found| Some(found) }
+        let regex = OnceLock::from(Some(regex));
+        Self { needs: Needs::default(), pattern: "", regex, check: |_, found| Some(found) }
+    }
+
+    /// `None`: the pattern does not compile.
+    pub(super) fn regex(&self) -> Option<&Regex> {
+        self.regex.get_or_init(|| Regex::new(self.pattern).ok()).as_ref()
     }
 
     /// Whether the text can hold the shape at all.
     pub(super) fn possible(&self, facts: &Facts) -> bool {
-        facts.digits >= self.needs.digits
+        facts.bytes >= self.needs.bytes
+            && facts.digits >= self.needs.digits
             && facts.ats >= self.needs.ats
             && facts.colons >= self.needs.colons
             && facts.dots >= self.needs.dots
+            && facts.dashes >= self.needs.dashes
+            && facts.equals >= self.needs.equals
+            && facts.colons + facts.equals >= self.needs.separators
+            && facts.digits + facts.equals >= self.needs.marks
     }
 
     /// Adds all hits in `text` to `found`.
     pub(super) fn find_all(&self, text: &str, found: &mut Vec<Range<usize>>) {
+        // What cannot be looked for could be anywhere.
+        let Some(regex) = self.regex() else { return found.push(0..text.len()) };
         let mut at = 0;
-        while let Some(candidate) = self.regex.find_at(text, at) {
+        while let Some(candidate) = regex.find_at(text, at) {
             let range = candidate.range();
             let hit = (self.check)(text, range.clone()).filter(|hit| !hit.is_empty());
             at = match hit {

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::PAYLOAD_BYTES_MAX;
@@ -26,6 +27,8 @@ const GAP: u8 = 3;
 /// A segment lives for seconds, and a turn of a few KiB is written faster than it is packed; long
 /// contexts repeat themselves and would fill the disk's bandwidth.
 const ZSTD_ABOVE_BYTES: usize = 64 << 10;
+/// Bytes of a segment that are read at once.
+const WINDOW_BYTES: u64 = 128 << 10;
 
 /// What lies at an offset of a segment.
 #[derive(Debug)]
@@ -66,14 +69,13 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
         return;
     };
     let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-    let mut fields = Vec::with_capacity(HEADER_BYTES);
-    fields.extend_from_slice(&MAGIC.to_le_bytes());
-    fields.extend_from_slice(&len.to_le_bytes());
-    fields.extend_from_slice(&[record.kind(), flags]);
-    fields.extend_from_slice(record.turn_id().0.as_bytes());
-    let crc = checksum(&fields, payload);
-    fields.extend_from_slice(&crc.to_le_bytes());
-    header.copy_from_slice(&fields);
+    let (fields, crc) = header.split_at_mut(CRC_AT);
+    let turn_id = record.turn_id().0;
+    let parts: [&[u8]; 4] =
+        [&MAGIC.to_le_bytes(), &len.to_le_bytes(), &[record.kind(), flags], turn_id.as_bytes()];
+    let mut at = fields.iter_mut();
+    parts.into_iter().flatten().zip(&mut at).for_each(|(byte, field)| *field = *byte);
+    crc.copy_from_slice(&checksum(fields, payload).to_le_bytes());
 }
 
 /// The payload with so much less body that it fits.
@@ -148,51 +150,94 @@ fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
     })
 }
 
-fn header_at(
-    file: &File,
-    offset: u64,
-    limit: u64,
-) -> io::Result<Option<([u8; HEADER_BYTES], Header)>> {
-    if limit.saturating_sub(offset) < HEADER_BYTES as u64 {
-        return Ok(None);
-    }
-    let mut bytes = [0u8; HEADER_BYTES];
-    file.read_exact_at(&mut bytes, offset)?;
-    Ok(parse_header(&bytes).map(|header| (bytes, header)))
+/// What was read of a segment last: frames are small, and a system call for each half of one costs
+/// more than decoding it.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    start: u64,
+    bytes: Bytes,
+    /// How much is read at once.
+    ahead: u64,
 }
 
-/// Reads what lies at `offset` of a segment of which only the bytes before `limit` may be read.
+impl Window {
+    /// For reading one frame after the other.
+    pub(super) fn sequential() -> Self {
+        Self { ahead: WINDOW_BYTES, ..Self::default() }
+    }
+
+    /// `len` bytes at `offset`, of a segment of which only those before `limit` may be read.
+    fn get(&mut self, file: &File, offset: u64, len: u64, limit: u64) -> io::Result<Bytes> {
+        let skipped = offset.checked_sub(self.start).and_then(|n| usize::try_from(n).ok());
+        let wanted = usize::try_from(len).unwrap_or(usize::MAX);
+        if let Some(from) = skipped
+            && let Some(end) = from.checked_add(wanted).filter(|end| *end <= self.bytes.len())
+        {
+            return Ok(self.bytes.slice(from..end));
+        }
+        let ahead = limit.saturating_sub(offset).min(self.ahead).max(len);
+        let mut bytes = vec![0u8; usize::try_from(ahead).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut bytes, offset)?;
+        let bytes = Bytes::from(bytes);
+        let found = bytes.slice(..wanted);
+        // What is larger than a window is read once and not kept.
+        let kept = if len <= WINDOW_BYTES { bytes } else { Bytes::new() };
+        *self = Self { start: offset, bytes: kept, ahead: self.ahead };
+        Ok(found)
+    }
+
+    /// The header at `offset`; `None` where there cannot be one.
+    fn header(
+        &mut self,
+        file: &File,
+        offset: u64,
+        limit: u64,
+    ) -> io::Result<Option<([u8; HEADER_BYTES], Header)>> {
+        if limit.saturating_sub(offset) < HEADER_BYTES as u64 {
+            return Ok(None);
+        }
+        let bytes = self.get(file, offset, HEADER_BYTES as u64, limit)?;
+        let bytes: Option<&[u8; HEADER_BYTES]> = bytes.first_chunk();
+        Ok(bytes.and_then(|bytes| Some((*bytes, parse_header(bytes)?))))
+    }
+
+    /// Reads what lies at `offset` of a segment of which only the bytes before `limit` may be read.
+    pub(super) fn read_at(&mut self, file: &File, offset: u64, limit: u64) -> io::Result<Frame> {
+        if offset >= limit {
+            return Ok(Frame::End);
+        }
+        let Some((bytes, header)) = self.header(file, offset, limit)? else {
+            return Ok(Frame::Broken);
+        };
+        let payload_at = offset + HEADER_BYTES as u64;
+        let next = payload_at + header.len;
+        if next > limit {
+            return Ok(Frame::Broken);
+        }
+        let payload = self.get(file, payload_at, header.len, limit)?;
+        let whole = checksum(bytes.get(..CRC_AT).unwrap_or_default(), &payload) == header.crc;
+        if let Some(record) = whole.then(|| decode(&header, &payload)).flatten() {
+            return Ok(Frame::Good { record, next });
+        }
+        // The length is believed only where another frame, or the end, lies right behind it.
+        if next == limit || self.header(file, next, limit)?.is_some() {
+            let Header { kind, turn_id, .. } = header;
+            return Ok(Frame::Damaged { kind, turn_id, next });
+        }
+        Ok(Frame::Broken)
+    }
+}
+
+/// Reads a single frame; see [`Window::read_at`].
 pub(super) fn read_at(file: &File, offset: u64, limit: u64) -> io::Result<Frame> {
-    if offset >= limit {
-        return Ok(Frame::End);
-    }
-    let Some((bytes, header)) = header_at(file, offset, limit)? else {
-        return Ok(Frame::Broken);
-    };
-    let payload_at = offset + HEADER_BYTES as u64;
-    let next = payload_at + header.len;
-    if next > limit {
-        return Ok(Frame::Broken);
-    }
-    let mut payload = vec![0u8; usize::try_from(header.len).unwrap_or(0)];
-    file.read_exact_at(&mut payload, payload_at)?;
-    let whole = checksum(bytes.get(..CRC_AT).unwrap_or_default(), &payload) == header.crc;
-    if let Some(record) = whole.then(|| decode(&header, &payload)).flatten() {
-        return Ok(Frame::Good { record, next });
-    }
-    // The length is believed only where another frame, or the end, lies right behind it.
-    if next == limit || header_at(file, next, limit)?.is_some() {
-        let Header { kind, turn_id, .. } = header;
-        return Ok(Frame::Damaged { kind, turn_id, next });
-    }
-    Ok(Frame::Broken)
+    Window::default().read_at(file, offset, limit)
 }
 
-fn decode(header: &Header, payload: &[u8]) -> Option<Record> {
+fn decode(header: &Header, payload: &Bytes) -> Option<Record> {
     if header.flags & ZSTD != 0 {
-        return Record::decode(header.kind, &unpack(payload)?).ok();
+        return Record::decode_shared(header.kind, &Bytes::from(unpack(payload)?)).ok();
     }
-    Record::decode(header.kind, payload).ok()
+    Record::decode_shared(header.kind, payload).ok()
 }
 
 /// A whole frame of exactly `len` bytes that says nothing: a gap of no turns, padded with spaces.

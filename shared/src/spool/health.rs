@@ -20,6 +20,9 @@ pub enum Health {
 }
 
 impl Health {
+    /// All of them, best first.
+    pub const ALL: &'static [Self] = &[Self::Good, Self::Degraded, Self::Full];
+
     /// The word as it stands in JSON, metrics and `/readyz`.
     pub fn as_str(self) -> &'static str {
         match self {

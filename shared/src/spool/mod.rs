@@ -10,8 +10,10 @@
 //! spool/quarantine/           segments with damage, kept for people
 //! frame = magic | len | kind | flags | turn id | crc32 of all else | payload (zstd above 64 KiB)
 //! ```
-//! A frame never spans segments. Sealed segments never change, but for what is forgotten on demand. At most `sync_ms_max` of turns is at
-//! risk when the power fails; nothing is when only the process dies.
+//! A frame never spans segments. Sealed segments never change, but for what is forgotten on demand.
+//! At most `sync_ms_max` of turns is at risk when the power fails. When only the process dies, it is
+//! what came in the moment that a record takes to the page cache; while more than 4,000 records a
+//! second come they are written together, so that this moment is a millisecond.
 //!
 //! Tiers: memory, spool, reserve; then each route's policy decides whether traffic passes unrecorded
 //! or is shed ([`Health::Full`]).

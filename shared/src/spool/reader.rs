@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use super::frame::{self, Frame};
+use super::frame::{self, Frame, Window};
 use super::{Follower, Position, QUARANTINE, SpoolError, at, find_segment, segment_numbers};
 use crate::data_dir::sync_parent;
 use crate::turn::{Record, TurnId};
@@ -37,6 +37,17 @@ pub enum Item {
     },
 }
 
+/// The open segment.
+#[derive(Debug)]
+struct Segment {
+    file: File,
+    window: Window,
+    /// Whether it is the last one of a dead process.
+    last: bool,
+    /// Its length when it was opened: a dead process's does not grow.
+    len: u64,
+}
+
 /// Reads one process's directory in order.
 #[derive(Debug)]
 pub struct DirReader {
@@ -44,8 +55,7 @@ pub struct DirReader {
     dirs: Vec<PathBuf>,
     live: Option<Follower>,
     at: Position,
-    /// The open segment, and whether it is the last one of a dead process.
-    file: Option<(File, bool)>,
+    file: Option<Segment>,
     damaged: BTreeSet<u32>,
 }
 
@@ -82,18 +92,19 @@ impl DirReader {
                 Some(extent) => extent,
                 None => return Ok(None),
             };
-            let Some((file, _)) = &self.file else { return Ok(None) };
+            let Some(Segment { file, window, .. }) = &mut self.file else { return Ok(None) };
             let start = self.at;
-            let path = find_segment(&self.dirs, start.segment);
-            let frame = frame::read_at(file, start.offset, limit).map_err(at(&path))?;
+            let read = window.read_at(file, start.offset, limit);
+            let path = || find_segment(&self.dirs, start.segment);
+            let frame = read.map_err(|error| at(&path())(error))?;
             let torn_end = !sealed && self.live.is_none();
             match frame {
                 Frame::Good { record, next } => {
                     self.at.offset = next;
                     return Ok(Some((start, Item::Record(record))));
                 }
-                Frame::Damaged { next, .. } if torn_end && next == limit => self.cut(&path)?,
-                Frame::Broken if torn_end => self.cut(&path)?,
+                Frame::Damaged { next, .. } if torn_end && next == limit => self.cut(&path())?,
+                Frame::Broken if torn_end => self.cut(&path())?,
                 Frame::Damaged { kind, turn_id, next } => {
                     self.damaged.insert(start.segment);
                     self.at.offset = next;
@@ -158,7 +169,7 @@ impl DirReader {
         if self.file.is_none() {
             self.open_next(upto)?;
         }
-        let Some((file, last)) = &self.file else { return Ok(None) };
+        let Some(Segment { file, last, len, .. }) = &self.file else { return Ok(None) };
         if let Some(upto) = upto
             && upto.segment == self.at.segment
         {
@@ -167,6 +178,9 @@ impl DirReader {
         // A live writer knows how much of an ended segment is sound; a failed one may be longer.
         if let Some(len) = self.live.as_ref().and_then(|live| live.sealed(self.at.segment)) {
             return Ok(Some((len, true)));
+        }
+        if self.live.is_none() {
+            return Ok(Some((*len, !last)));
         }
         let path = find_segment(&self.dirs, self.at.segment);
         let len = file.metadata().map_err(at(&path))?.len();
@@ -184,7 +198,9 @@ impl DirReader {
         }
         let path = find_segment(&self.dirs, first);
         let last = self.live.is_none() && numbers.last() == Some(&first);
-        self.file = Some((File::open(&path).map_err(at(&path))?, last));
+        let file = File::open(&path).map_err(at(&path))?;
+        let len = file.metadata().map_err(at(&path))?.len();
+        self.file = Some(Segment { file, window: Window::sequential(), last, len });
         Ok(())
     }
 
@@ -199,12 +215,15 @@ impl DirReader {
     }
 
     /// Cuts a frame that was never finished off the end of a dead process's last segment.
-    fn cut(&self, path: &Path) -> Result<(), SpoolError> {
+    fn cut(&mut self, path: &Path) -> Result<(), SpoolError> {
         let file = OpenOptions::new().write(true).open(path).map_err(at(path))?;
         let len = file.metadata().map_err(at(path))?.len();
         file.set_len(self.at.offset).map_err(at(path))?;
         file.sync_all().map_err(at(path))?;
-        let bytes = len - self.at.offset;
+        if let Some(segment) = &mut self.file {
+            segment.len = self.at.offset;
+        }
+        let bytes = len.saturating_sub(self.at.offset);
         tracing::info!(path = %path.display(), bytes, "cut an unfinished frame");
         Ok(())
     }

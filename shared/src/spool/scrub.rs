@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::frame::{self, Frame};
+use super::frame::{self, Frame, Window};
 use super::{Position, QUARANTINE, SpoolError, at};
 use crate::turn::{Record, TurnId};
 
@@ -117,9 +117,9 @@ fn walk(path: &Path, write: bool, each: Each<'_>) -> Result<bool, SpoolError> {
         file => file.map_err(at(path))?,
     };
     let limit = file.metadata().map_err(at(path))?.len();
-    let mut offset = 0;
+    let (mut window, mut offset) = (Window::sequential(), 0);
     let whole = loop {
-        let found = frame::read_at(&file, offset, limit).map_err(at(path))?;
+        let found = window.read_at(&file, offset, limit).map_err(at(path))?;
         let next = match &found {
             Frame::Good { next, .. } | Frame::Damaged { next, .. } => *next,
             Frame::Broken => break false,

@@ -21,8 +21,28 @@ const UPKEEP: Duration = Duration::from_secs(1);
 /// Shortest time between two looks at the queue while much comes: records are written together
 /// instead of each waking the thread. What comes after a quiet moment is written at once.
 const GATHER: Duration = Duration::from_millis(1);
-/// Records of one look that count as much.
-const MUCH: usize = 4;
+/// Records per millisecond that count as much.
+const MUCH: u32 = 4;
+/// How long they are counted before that is decided again.
+const COUNTED: Duration = Duration::from_millis(4);
+
+/// How fast records come.
+struct Pace {
+    since: Instant,
+    records: u32,
+    much: bool,
+}
+
+impl Pace {
+    fn count(&mut self, records: usize, now: Instant) {
+        self.records = self.records.saturating_add(u32::try_from(records).unwrap_or(u32::MAX));
+        let counted = now.saturating_duration_since(self.since);
+        if counted >= COUNTED {
+            self.much = u128::from(self.records) >= counted.as_millis() * u128::from(MUCH);
+            (self.since, self.records) = (now, 0);
+        }
+    }
+}
 
 /// The state of the spool thread.
 pub(super) struct Task {
@@ -34,7 +54,7 @@ pub(super) struct Task {
     begins: u64,
     upkeep_at: Instant,
     looked_at: Instant,
-    much: bool,
+    pace: Pace,
     closing_since: Option<Instant>,
 }
 
@@ -55,7 +75,7 @@ impl Task {
             begins: 0,
             upkeep_at: now,
             looked_at: now,
-            much: false,
+            pace: Pace { since: now, records: 0, much: false },
             closing_since: None,
         };
         task.measure();
@@ -87,7 +107,7 @@ impl Task {
 
     /// Waits for records, at most until something else is due. While the disk refuses, takes none.
     fn next_batch(&mut self) -> Vec<Record> {
-        if self.much && self.closing_since.is_none() {
+        if self.pace.much && self.closing_since.is_none() {
             std::thread::sleep(GATHER.saturating_sub(self.looked_at.elapsed()));
         }
         let degraded = self.shared.degraded.load(Ordering::Relaxed);
@@ -121,7 +141,7 @@ impl Task {
             return Vec::new();
         }
         let mut batch = queue.take(self.cfg.sync_bytes_max);
-        self.much = batch.len() >= MUCH;
+        self.pace.count(batch.len(), self.looked_at);
         if queue.has_gaps() && (queue.closed || self.upkeep_at.elapsed() >= UPKEEP) {
             batch.append(&mut queue.take_gaps());
         }

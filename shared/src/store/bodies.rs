@@ -83,8 +83,12 @@ pub(super) fn put(conn: &Connection, known: &mut Known, body: &Body) -> Result<i
 /// The row that is remembered for a key, if it is still the one: it may have been deleted, and its
 /// number given to another.
 fn find(conn: &Connection, is: &str, recent: &mut Recent, key: &Key) -> Result<Option<i64>> {
-    let Some(id) = recent.get(key) else { return Ok(None) };
+    let Some((id, certain)) = recent.get(key) else { return Ok(None) };
+    if certain {
+        return Ok(Some(id));
+    }
     if conn.prepare_cached(is)?.exists(params![id, &key[..]])? {
+        recent.put(*key, id);
         return Ok(Some(id));
     }
     recent.forget(key);

@@ -341,6 +341,7 @@ impl Store {
                 }
             }
             write.commit()?;
+            self.known.borrow_mut().distrust();
             self.drop_links(&ids)?;
         }
         Ok(erased)

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::counts::add_drop;
 use super::facets::{Facet, UNJUDGED};
+use super::forget::is_forgotten;
 use super::known::Known;
 use super::restore::Placed;
 use super::{
@@ -17,7 +18,7 @@ use super::{
     pending,
 };
 use crate::clock::now_ms;
-use crate::link::{self, Resolution};
+use crate::link::{self, LinkKind, Resolution};
 use crate::turn::{DropReason, Gap, Headers, TurnId};
 
 /// How far the spool of one process is stored.
@@ -63,6 +64,8 @@ pub struct Inserted {
     pub duplicates: u64,
     /// New turns with a parent.
     pub linked: u64,
+    /// The same by how it was found, in the order of [`LinkKind::ALL`].
+    pub linked_by: [u64; LinkKind::ALL.len()],
     /// Turns stored earlier that found their parent in this batch.
     pub relinked: u64,
     /// Turns that SQLite refused; counted in the drops as `undecodable`.
@@ -213,7 +216,8 @@ fn insert(
     inserted: &mut Inserted,
 ) -> Result<()> {
     let id = turn.begin.turn_id;
-    if row_of(conn, id)?.is_some() || super::forget::is_forgotten(conn, id, false)? {
+    let forgotten = !known.nothing_forgotten && is_forgotten(conn, id, false)?;
+    if forgotten || row_of(conn, id)?.is_some() {
         inserted.duplicates += 1;
         return Ok(());
     }
@@ -228,15 +232,23 @@ fn insert(
     inserted.stored += 1;
     if let Some(parent) = parent {
         inserted.linked += 1;
+        let kind = resolution.link.as_ref().map(|link| link.kind);
+        let at = LinkKind::ALL.iter().position(|known| Some(*known) == kind);
+        if let Some(count) = at.and_then(|at| inserted.linked_by.get_mut(at)) {
+            *count += 1;
+        }
         if gives_next_state(conn, id)? && !repeats_next_state(conn, parent, id)? {
             add_next_states(conn, parent, 1)?;
         }
     }
-    pending::remember(conn, turn, id, resolution.link.as_ref().filter(|_| parent.is_some()))?;
     if known.feedback_waits {
         inserted.feedback.attached += feedback::attach(conn, turn, id)?;
     }
-    inserted.relinked += pending::resolve(conn, known, turn, id, &resolution.session_id)?;
+    let link = resolution.link.as_ref().filter(|_| parent.is_some());
+    known.nothing_waits &= !pending::remember(conn, turn, id, link)?;
+    if !known.nothing_waits {
+        inserted.relinked += pending::resolve(conn, known, turn, id, &resolution.session_id)?;
+    }
     Ok(())
 }
 

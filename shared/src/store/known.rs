@@ -6,7 +6,7 @@
 //! memory is enough; what is not remembered is stored once more, which costs space and nothing else.
 //!
 //! Invariant: a remembered row may be gone or be another one by now (another process may delete);
-//! whoever uses it checks its hash first.
+//! whoever uses it checks its hash first, once until somebody may have deleted again.
 
 use std::collections::HashMap;
 
@@ -31,13 +31,34 @@ pub(super) struct Known {
     pub(super) facets: KnownFacets,
     /// Whether some feedback waits for its turn, as of this transaction's beginning.
     pub(super) feedback_waits: bool,
+    /// In this transaction nothing is marked as forgotten.
+    pub(super) nothing_forgotten: bool,
+    /// In this transaction no turn waits for its parent.
+    pub(super) nothing_waits: bool,
+    /// SQLite's count of what other connections have changed.
+    version: i64,
 }
 
 impl Known {
     /// Learns what others have written since the last transaction. Call at the beginning of one.
     pub(super) fn refresh(&mut self, conn: &Connection) -> Result<()> {
+        let one = |sql: &str| -> Result<i64> {
+            Ok(conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+        };
+        let version = one("PRAGMA data_version")?;
+        if std::mem::replace(&mut self.version, version) != version {
+            self.distrust();
+        }
+        self.nothing_forgotten = one("SELECT NOT EXISTS (SELECT 1 FROM forgotten)")? == 1;
+        self.nothing_waits = one("SELECT NOT EXISTS (SELECT 1 FROM pending_parents)")? == 1;
         self.nodes.refresh(conn, "nodes", NODES_READ_MAX)?;
         self.bodies.refresh(conn, "bodies", BODIES_READ_MAX)
+    }
+
+    /// Rows may have been deleted: each is to be checked again.
+    pub(super) fn distrust(&mut self) {
+        self.nodes.era += 1;
+        self.bodies.era += 1;
     }
 
     /// Forgets everything: what was remembered was rolled back.
@@ -46,25 +67,35 @@ impl Known {
     }
 }
 
+/// A row, and the era in which it was last seen to be there.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    id: i64,
+    era: u32,
+}
+
 /// Hash → row of the youngest rows of one table.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
-    young: HashMap<Key, i64>,
-    old: HashMap<Key, i64>,
+    young: HashMap<Key, Row>,
+    old: HashMap<Key, Row>,
+    era: u32,
     /// Rows up to this one are known, as far as they are remembered at all.
     upto: i64,
 }
 
 impl Recent {
-    pub(super) fn get(&self, key: &Key) -> Option<i64> {
-        self.young.get(key).or_else(|| self.old.get(key)).copied()
+    /// The row of a key, and whether it is certain to be there still.
+    pub(super) fn get(&self, key: &Key) -> Option<(i64, bool)> {
+        let row = self.young.get(key).or_else(|| self.old.get(key))?;
+        Some((row.id, row.era == self.era))
     }
 
     pub(super) fn put(&mut self, key: Key, row: i64) {
         if self.young.len() >= ROWS_MAX / 2 {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(key, row);
+        self.young.insert(key, Row { id: row, era: self.era });
         self.upto = self.upto.max(row);
     }
 
@@ -106,7 +137,9 @@ mod tests {
         assert!(recent.young.len() + recent.old.len() <= ROWS_MAX);
         assert_eq!(recent.get(&key(0)), None);
         let youngest = ROWS_MAX * 2 - ROWS_MAX / 2;
-        assert_eq!(recent.get(&key(youngest)), Some(youngest as i64));
+        assert_eq!(recent.get(&key(youngest)), Some((youngest as i64, true)));
+        recent.era += 1;
+        assert_eq!(recent.get(&key(youngest)), Some((youngest as i64, false)));
         recent.forget(&key(youngest));
         assert_eq!(recent.get(&key(youngest)), None);
     }

@@ -23,13 +23,14 @@ const CHILDREN_MAX: usize = 64;
 /// How long a turn waits, milliseconds.
 const AGE_MS_MAX: i64 = 24 * 3600 * 1000;
 
-/// Remembers what the turn may yet be found by, past the parent that was found.
+/// Remembers what the turn may yet be found by, past the parent that was found. Returns whether
+/// there is anything.
 pub(super) fn remember(
     conn: &Connection,
     turn: &IngestTurn,
     id: i64,
     link: Option<&Link>,
-) -> Result<()> {
+) -> Result<bool> {
     let wait = |hash: &Hash, at: usize| -> Result<()> {
         let sql = "INSERT OR IGNORE INTO pending_parents (hash, turn, answer_at, made_ms)
                    VALUES (?1, ?2, ?3, ?4)";
@@ -40,8 +41,8 @@ pub(super) fn remember(
         // What comes before the named history's place: the request's own instructions.
         let before = turn.messages().iter().take_while(|m| m.get("instructions").is_some());
         return match link {
-            None => wait(&turn.key.named(response), before.count()),
-            Some(_) => Ok(()),
+            None => wait(&turn.key.named(response), before.count()).map(|()| true),
+            Some(_) => Ok(false),
         };
     }
     // A surer parent may yet come for an answer that was found by looser evidence.
@@ -49,12 +50,14 @@ pub(super) fn remember(
     let answers = turn.messages().iter().enumerate().skip(first).rev();
     let answers = answers.filter(|(_, message)| message["role"] == "assistant");
     let (exact, loose) = (&turn.asked.history.exact.prefixes, &turn.asked.history.loose.prefixes);
+    let mut waits = false;
     for (at, _) in answers.take(PREFIXES_MAX) {
         for prefix in [exact.get(at + 1), loose.get(at + 1)].into_iter().flatten() {
             wait(prefix, at)?;
+            waits = true;
         }
     }
-    Ok(())
+    Ok(waits)
 }
 
 struct Waiting {

@@ -61,6 +61,7 @@ impl Store {
             erase(&write, *id, true, &mut erased)?;
         }
         write.commit()?;
+        self.known.borrow_mut().distrust();
         self.drop_links(&old)?;
         let sql = format!("PRAGMA incremental_vacuum({VACUUM_PAGES_MAX})");
         let mut vacuum = self.conn.prepare(&sql)?;

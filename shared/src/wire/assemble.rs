@@ -73,6 +73,15 @@ impl Assembly {
         }
     }
 
+    /// Adds to the text of a choice that was taken before.
+    pub(super) fn append(&mut self, choice: u32, text: &str) {
+        let Some(partial) = self.choices.get_mut(&choice) else { return };
+        match partial.message.get_mut("content") {
+            Some(Value::String(known)) => known.push_str(text),
+            _ => partial.take_field("content", &Value::from(text)),
+        }
+    }
+
     /// The complete messages, by index.
     pub(super) fn finish(self) -> Vec<Choice> {
         let whole = |(index, partial): (u32, Partial)| Choice {

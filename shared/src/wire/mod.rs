@@ -15,6 +15,7 @@ mod assemble;
 pub mod coding;
 mod json;
 mod openai;
+mod repeat;
 mod responses;
 pub mod sse;
 mod view;
@@ -24,7 +25,7 @@ use std::ops::ControlFlow;
 
 use serde_json::{Map, Value};
 
-use sse::Chunks;
+use sse::{Chunks, Seen};
 
 pub use json::JSON_VALUES_MAX;
 pub use view::{Choice, Named, RequestView, ResponseView, Usage};
@@ -151,7 +152,7 @@ pub fn parse_response(
     }
     let value = json::parse("response body", &body)?;
     Ok(match protocol {
-        Protocol::Chat | Protocol::Completions => openai::whole(&value),
+        Protocol::Chat | Protocol::Completions => openai::whole(value),
         Protocol::Responses => responses::whole(value),
         Protocol::Messages => anthropic::whole(value),
     })
@@ -187,16 +188,36 @@ fn is_stream(content_type: Option<&str>, body: &[u8], asked: bool) -> bool {
     kind.contains("event-stream") || (asked && !kind.contains("json"))
 }
 
-/// Hands the JSON of each event to `take`, up to `[DONE]`, where clients stop, too. Returns how
-/// many events were no readable JSON.
-fn for_each_event(chunks: Chunks<'_, '_>, mut take: impl FnMut(&str, Value)) -> u32 {
+/// What becomes of the events of a stream.
+trait Take {
+    /// Takes an event without reading its JSON, if what it says is known already.
+    fn repeated(&mut self, _: Seen<'_>) -> bool {
+        false
+    }
+
+    /// Takes an event with its JSON.
+    fn take(&mut self, seen: Seen<'_>, value: Value);
+}
+
+impl<F: FnMut(&str, Value)> Take for F {
+    fn take(&mut self, seen: Seen<'_>, value: Value) {
+        self(seen.name, value);
+    }
+}
+
+/// Hands each event to `to`, up to `[DONE]`, where clients stop, too. Returns how many events were
+/// no readable JSON.
+fn for_each_event(chunks: Chunks<'_, '_>, to: &mut impl Take) -> u32 {
     let mut bad_events = 0u32;
-    sse::for_each(chunks, |event| {
-        if event.data.trim_start().starts_with("[DONE]") {
+    sse::for_each(chunks, |seen| {
+        if to.repeated(seen) {
+            return ControlFlow::Continue(());
+        }
+        if seen.data.trim_ascii_start().starts_with(b"[DONE]") {
             return ControlFlow::Break(());
         }
-        match json::parse("event", event.data.as_bytes()) {
-            Ok(value) => take(&event.name, value),
+        match json::parse("event", seen.data) {
+            Ok(value) => to.take(seen, value),
             Err(_) => bad_events = bad_events.saturating_add(1),
         }
         ControlFlow::Continue(())

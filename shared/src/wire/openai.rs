@@ -10,8 +10,11 @@
 use serde_json::{Map, Value, json};
 
 use super::assemble::Assembly;
-use super::sse::Chunks;
-use super::{Choice, Named, RequestView, ResponseView, Usage, WireError, count_at, for_each_event};
+use super::repeat::Repeats;
+use super::sse::{Chunks, Seen};
+use super::{
+    Choice, Named, RequestView, ResponseView, Take, Usage, WireError, count_at, for_each_event,
+};
 
 const WHAT: &str = "request body";
 
@@ -40,23 +43,22 @@ pub(super) fn legacy_request(mut params: Map<String, Value>) -> Result<RequestVi
 }
 
 /// A whole response, chat or legacy.
-pub(super) fn whole(body: &Value) -> ResponseView {
+pub(super) fn whole(mut body: Value) -> ResponseView {
     let mut view = ResponseView::default();
-    take(&mut view, body);
-    let choices = body.get("choices").and_then(Value::as_array);
+    take(&mut view, &body);
+    let choices = body.get_mut("choices").and_then(Value::as_array_mut);
     for (position, choice) in choices.into_iter().flatten().enumerate() {
         let index = count_at(choice, "index").unwrap_or(position as u64);
-        let message = choice.get("message").cloned().or_else(|| {
+        let probs = choice.get_mut("logprobs").map(Value::take).filter(|probs| !probs.is_null());
+        let finish_reason = choice.get("finish_reason").and_then(Value::as_str).map(str::to_owned);
+        let message = choice.get_mut("message").map(Value::take).or_else(|| {
             let text = choice.get("text")?;
             Some(json!({"role": "assistant", "content": text}))
         });
         let (Some(mut message), Ok(index)) = (message, u32::try_from(index)) else { continue };
-        if let (Value::Object(fields), Some(probs)) = (&mut message, choice.get("logprobs"))
-            && !probs.is_null()
-        {
-            fields.insert("logprobs".to_owned(), probs.clone());
+        if let (Value::Object(fields), Some(probs)) = (&mut message, probs) {
+            fields.insert("logprobs".to_owned(), probs);
         }
-        let finish_reason = choice.get("finish_reason").and_then(Value::as_str).map(str::to_owned);
         view.choices.push(Choice { index, message, finish_reason });
     }
     view.settled()
@@ -64,19 +66,36 @@ pub(super) fn whole(body: &Value) -> ResponseView {
 
 /// A stream, chat or legacy.
 pub(super) fn stream(chunks: Chunks<'_, '_>) -> ResponseView {
-    let mut view = ResponseView::default();
-    let mut assembly = Assembly::default();
-    view.bad_events = for_each_event(chunks, |name, chunk| {
-        take(&mut view, &chunk);
-        if name == "error" && view.error.is_none() {
-            view.error = Some(chunk.clone());
-        }
+    let mut stream = Stream::default();
+    stream.view.bad_events = for_each_event(chunks, &mut stream);
+    stream.view.choices = stream.assembly.finish();
+    stream.view.settled()
+}
+
+#[derive(Default)]
+struct Stream {
+    view: ResponseView,
+    assembly: Assembly,
+    repeats: Repeats,
+}
+
+impl Take for Stream {
+    fn repeated(&mut self, seen: Seen<'_>) -> bool {
+        let Some((choice, text)) = self.repeats.text(seen) else { return false };
+        self.assembly.append(choice, text);
+        true
+    }
+
+    fn take(&mut self, seen: Seen<'_>, chunk: Value) {
+        self.repeats.learn(seen, &chunk);
+        take(&mut self.view, &chunk);
         for choice in chunk.get("choices").and_then(Value::as_array).into_iter().flatten() {
-            assembly.take(choice);
+            self.assembly.take(choice);
         }
-    });
-    view.choices = assembly.finish();
-    view.settled()
+        if seen.name == "error" && self.view.error.is_none() {
+            self.view.error = Some(chunk);
+        }
+    }
 }
 
 /// The last usage stands: engines repeat it with every chunk.

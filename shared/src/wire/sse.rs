@@ -18,6 +18,15 @@ pub struct Event {
     pub data: String,
 }
 
+/// An event that is looked at where it lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen<'a> {
+    /// The `event` field; empty when not sent.
+    pub(super) name: &'a str,
+    /// The `data` lines, joined by LF, as they were sent.
+    pub(super) data: &'a [u8],
+}
+
 /// Turns chunks into events.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -36,35 +45,63 @@ impl Decoder {
     }
 
     /// Takes a chunk; hands complete events to `out`.
-    pub fn feed(&mut self, mut chunk: &[u8], out: &mut impl FnMut(Event)) {
+    pub fn feed(&mut self, chunk: &[u8], out: &mut impl FnMut(Event)) {
+        self.look(chunk, &mut |seen| out(seen.into()));
+    }
+
+    /// Ends the stream; hands out an event that lacks its blank line.
+    pub fn finish(self, out: &mut impl FnMut(Event)) {
+        self.look_at_end(&mut |seen| out(seen.into()));
+    }
+
+    /// As [`Decoder::feed`], without a copy of what the chunk holds in one piece.
+    fn look(&mut self, mut chunk: &[u8], out: &mut impl FnMut(Seen<'_>)) {
         while let Some(&first) = chunk.first() {
             if std::mem::take(&mut self.after_cr) && first == b'\n' {
                 chunk = chunk.get(1..).unwrap_or_default();
                 continue;
             }
-            let Some(end) = chunk.iter().position(|b| matches!(b, b'\n' | b'\r')) else {
+            let Some(end) = memchr::memchr2(b'\n', b'\r', chunk) else {
                 self.line.extend_from_slice(chunk);
                 return;
             };
             let (line, rest) = chunk.split_at(end);
-            self.line.extend_from_slice(line);
             self.after_cr = rest.first() == Some(&b'\r');
             chunk = rest.get(1..).unwrap_or_default();
-            self.end_line(out);
+            if !self.line.is_empty() {
+                let mut whole = std::mem::take(&mut self.line);
+                whole.extend_from_slice(line);
+                self.end_line(&whole, out);
+                whole.clear();
+                self.line = whole;
+            } else if let (Some(data), Some(b'\n')) = (self.alone(line), chunk.first()) {
+                // The usual event: one line of data, and the blank line behind it.
+                chunk = chunk.get(1..).unwrap_or_default();
+                self.lines += 2;
+                let name = std::mem::take(&mut self.name);
+                out(Seen { name: &name, data });
+            } else {
+                self.end_line(line, out);
+            }
         }
     }
 
-    /// Ends the stream; hands out an event that lacks its blank line.
-    pub fn finish(mut self, out: &mut impl FnMut(Event)) {
-        if !self.line.is_empty() {
-            self.end_line(out);
+    /// The value of a data line that ends in LF, if its event has no other so far.
+    fn alone<'a>(&self, line: &'a [u8]) -> Option<&'a [u8]> {
+        let first = !self.has_data && !self.after_cr;
+        let value = line.strip_prefix(b"data:").filter(|_| first)?;
+        Some(value.strip_prefix(b" ").unwrap_or(value))
+    }
+
+    fn look_at_end(mut self, out: &mut impl FnMut(Seen<'_>)) {
+        let line = std::mem::take(&mut self.line);
+        if !line.is_empty() {
+            self.end_line(&line, out);
         }
         self.dispatch(out);
     }
 
-    fn end_line(&mut self, out: &mut impl FnMut(Event)) {
-        let taken = std::mem::take(&mut self.line);
-        let mut line = taken.as_slice();
+    fn end_line(&mut self, mut line: &[u8], out: &mut impl FnMut(Seen<'_>)) {
         if self.lines == 0 {
             line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
         }
@@ -90,12 +127,19 @@ impl Decoder {
         }
     }
 
-    fn dispatch(&mut self, out: &mut impl FnMut(Event)) {
+    fn dispatch(&mut self, out: &mut impl FnMut(Seen<'_>)) {
         let name = std::mem::take(&mut self.name);
-        let data = std::mem::take(&mut self.data);
         if std::mem::take(&mut self.has_data) {
-            out(Event { name, data: String::from_utf8_lossy(&data).into_owned() });
+            out(Seen { name: &name, data: &self.data });
         }
+        self.data.clear();
+    }
+}
+
+impl From<Seen<'_>> for Event {
+    fn from(seen: Seen<'_>) -> Self {
+        let data = String::from_utf8_lossy(seen.data).into_owned();
+        Self { name: seen.name.to_owned(), data }
     }
 }
 
@@ -103,21 +147,21 @@ impl Decoder {
 pub type Chunks<'i, 'c> = &'i mut dyn Iterator<Item = &'c [u8]>;
 
 /// Hands the events of a stream to `take`, one at a time, until it breaks off.
-pub fn for_each(chunks: Chunks<'_, '_>, mut take: impl FnMut(Event) -> ControlFlow<()>) {
+pub(super) fn for_each(chunks: Chunks<'_, '_>, mut take: impl FnMut(Seen<'_>) -> ControlFlow<()>) {
     let over = Cell::new(false);
-    let mut out = |event| over.set(over.get() || take(event).is_break());
+    let mut out = |seen: Seen<'_>| over.set(over.get() || take(seen).is_break());
     let mut decoder = Decoder::new();
     for chunk in chunks.take_while(|_| !over.get()) {
-        decoder.feed(chunk, &mut out);
+        decoder.look(chunk, &mut out);
     }
-    decoder.finish(&mut out);
+    decoder.look_at_end(&mut out);
 }
 
 /// All events of a whole stream.
 pub fn events(body: &[u8]) -> Vec<Event> {
     let mut found = Vec::new();
-    for_each(&mut std::iter::once(body), |event| {
-        found.push(event);
+    for_each(&mut std::iter::once(body), |seen| {
+        found.push(seen.into());
         ControlFlow::Continue(())
     });
     found

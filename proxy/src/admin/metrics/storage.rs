@@ -2,6 +2,10 @@
 
 use std::fs;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hone_shared::link::LinkKind;
+use hone_shared::spool::Health;
 
 use super::super::{Operator, health};
 use super::Page;
@@ -45,6 +49,15 @@ fn spool(page: &mut Page, operator: &Operator) {
     page.one("hone_spool_write_errors_total", "counter", help, spool.write_errors);
     let full = u64::from(spool.disk_full);
     page.one("hone_spool_full", gauge, "1 while the spool's quota is used up.", full);
+    page.one("hone_reserve_bytes", gauge, "Bytes of the reserve on disk.", spool.reserve_bytes);
+    let on_reserve = u64::from(spool.on_reserve);
+    let help = "1 while turns are written to the reserve instead of the spool.";
+    page.one("hone_spool_on_reserve", gauge, help, on_reserve);
+    page.head("hone_spool_health", gauge, "1 for the word that says whether turns are recorded.");
+    for health in Health::ALL {
+        let now = u64::from(spool.health == *health);
+        page.labelled("hone_spool_health", &[("health", health.as_str())], now);
+    }
 }
 
 fn ingest(page: &mut Page, operator: &Operator) {
@@ -55,8 +68,25 @@ fn ingest(page: &mut Page, operator: &Operator) {
     let help = "Turns that were stored before and came again.";
     page.one("hone_ingest_duplicates_total", counter, help, ingest.duplicates);
     page.one("hone_turns_linked_total", counter, "Stored turns with a parent.", ingest.linked);
+    let name = "hone_turns_linked_by_total";
+    page.head(name, counter, "The same by how the parent was found.");
+    for (kind, count) in LinkKind::ALL.iter().zip(ingest.linked_by) {
+        page.labelled(name, &[("kind", kind.as_str())], count);
+    }
     let help = "Turns that found their parent only after they were stored.";
     page.one("hone_turns_relinked_total", counter, help, ingest.relinked);
     let help = "Turns whose end has not been read from the spool.";
     page.one("hone_ingest_open_turns", "gauge", help, ingest.open as u64);
+    let seconds = |us: u64| Duration::from_micros(us).as_secs_f64();
+    let name = "hone_ingest_commit_seconds_total";
+    page.head(name, counter, "Time spent in transactions that succeeded.");
+    page.labelled(name, &[], seconds(ingest.commit_us_sum));
+    let name = "hone_ingest_commit_seconds_max";
+    page.head(name, "gauge", "The longest of them since the start.");
+    page.labelled(name, &[], seconds(ingest.commit_us_max));
+    let name = "hone_turns_adopted_dropped_total";
+    page.head(name, counter, "Turns of dead proxies that were lost, by reason.");
+    for (reason, count) in &ingest.adopted_dropped {
+        page.labelled(name, &[("reason", reason.as_str())], *count);
+    }
 }

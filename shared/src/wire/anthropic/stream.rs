@@ -28,7 +28,9 @@ struct Assembly {
 pub(in crate::wire) fn read(chunks: Chunks<'_, '_>) -> ResponseView {
     let mut view = ResponseView::default();
     let mut assembly = Assembly::default();
-    view.bad_events = for_each_event(chunks, |name, event| assembly.take(&mut view, name, event));
+    view.bad_events = for_each_event(chunks, &mut |name: &str, event| {
+        assembly.take(&mut view, name, event);
+    });
     view.usage = usage_of(&Value::Object(assembly.usage));
     if !assembly.blocks.is_empty() || assembly.finish_reason.is_some() {
         let blocks = assembly.blocks.into_values().map(Value::Object).collect();

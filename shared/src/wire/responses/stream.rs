@@ -35,7 +35,7 @@ struct Partial {
 pub(in crate::wire) fn read(chunks: Chunks<'_, '_>) -> ResponseView {
     let mut view = ResponseView::default();
     let mut partials: BTreeMap<u64, Partial> = BTreeMap::new();
-    view.bad_events = for_each_event(chunks, |name, mut event| {
+    view.bad_events = for_each_event(chunks, &mut |name: &str, mut event: Value| {
         let kind = event.get("type").and_then(Value::as_str).unwrap_or(name).to_owned();
         match event.get_mut("response").map(Value::take) {
             Some(response) => {
