@@ -13,6 +13,10 @@ if ! cmp -s "$clients/requirements.txt" "$cache/venv/requirements.txt"; then
     "$cache/venv/bin/pip" -q install -r "$clients/requirements.txt"
     cp "$clients/requirements.txt" "$cache/venv/"
 fi
+# What the agents' environments run in; with these variables their tests fail instead of being skipped.
+need bwrap bubblewrap
+need chromium chromium
+export HONE_BIN="$CARGO_TARGET_DIR/release/hone" HONE_CHROMIUM=1
 need node nodejs
 if ! cmp -s "$clients/package.json" "$cache/node/installed.json"; then
     need npm npm
