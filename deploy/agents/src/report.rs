@@ -181,8 +181,9 @@ impl Admin {
 
 /// The episode of a turn, by the end of its session's id.
 fn episode_of(turn: &Value, run: &str) -> Option<u64> {
-    let (_, own) = turn["session_id"].as_str()?.rsplit_once('/')?;
-    own.strip_prefix(run)?.strip_prefix('-')?.parse().ok()
+    // Stored as `tenant/header:name`.
+    let (_, number) = turn["session_id"].as_str()?.split_once(run)?;
+    number.strip_prefix('-')?.parse().ok()
 }
 
 impl Recorded {
