@@ -103,7 +103,7 @@ fn a_value_out_of_range_is_refused_with_its_range_and_default() {
     for (path, from, to, said) in [
         (
             "routes/chat.toml",
-            "judge = \"chat\"",
+            "judge = \"auto\"",
             "judge = \"nobody\"",
             "the name of a file in judges/: chat",
         ),
@@ -117,7 +117,7 @@ fn a_value_out_of_range_is_refused_with_its_range_and_default() {
         ("routes/chat.toml", "/v1/chat/completions", "v1/chat", "paths that begin with /"),
         ("judges/chat.toml", "votes_valid_min = 1", "votes_valid_min = 4", "at most llm.votes = 3"),
         ("judges/chat.toml", "{next_state}", "", "{next_state}"),
-        ("judges/chat.toml", "'\\bwell done\\b'", "'(unclosed'", "a regular expression"),
+        ("judges/chat.toml", "'\\bbravo\\b|", "'(\\bbravo\\b|", "a regular expression"),
         ("gates/chat.toml", "\"Explain what photosynthesis does.\"", "\" \"", "none of them blank"),
     ] {
         let error = with(path, |text| text.replace(from, to)).unwrap_err();
@@ -247,37 +247,42 @@ fn approval_in_the_users_words_is_recognised_and_new_questions_are_neither() {
 }
 
 #[test]
-fn tool_output_is_judged_by_exit_code_before_its_words() {
+fn a_judge_rests_on_another_and_replaces_single_lists() {
     let set = PolicySet::builtin().unwrap();
-    let rules = &set.judges["chat"].rules;
-    for (text, verdict, rule) in [
-        ("exit code: 1\nfoo", -1, "exit_code"),
-        ("{\"stdout\":\"\",\"exitCode\":127}", -1, "exit_code"),
-        ("Process exited with code 0\nerror: just a word in a log", 1, "exit_code"),
-        ("{\"exit_code\": 0}", 1, "exit_code"),
-        ("exited with status -9", -1, "exit_code"),
-        ("Error: no such table", -1, "tool_error"),
-        ("Traceback (most recent call last):\n  File", -1, "tool_error"),
-        ("ValueError: bad", -1, "tool_error"),
-        ("{\"error\": \"not found\"}", -1, "tool_error"),
-        ("bash: foo: command not found", -1, "tool_error"),
-        ("HTTP 503", -1, "tool_error"),
+    let (chat, swe) = (&set.judges["chat"], &set.judges["swe"]);
+    assert_eq!((&swe.llm, &swe.rules.phrases), (&chat.llm, &chat.rules.phrases));
+    assert!(chat.rules.tool_error.is_empty() && !swe.rules.tool_error.is_empty());
+    assert!(swe.rules.results.protocol.is_match("No command found in your reply."));
+    // Who changes what a judge rests on changes its version.
+    let other = with("judges/chat.toml", |text| format!("{text}\n# x\n")).unwrap();
+    assert_ne!(other.judges["swe"].version, swe.version);
+    for (path, from, to, said) in [
+        ("judges/code.toml", "\"chat\"", "\"nobody\"", "the name of a file in judges/: chat"),
+        ("judges/code.toml", "\"chat\"", "\"code\"", "no circle"),
+        ("judges/code.toml", "extends = \"chat\"", "", "true or false, here or in the judge"),
+        (
+            "judges/tool.toml",
+            "[rules]\n",
+            "[rules]\norder = [\"x\"]\n",
+            "any of correction, outcome",
+        ),
     ] {
-        let hit = rules.judge_tool(text).unwrap_or_else(|| panic!("{text}"));
-        assert_eq!((hit.verdict, hit.rule), (verdict, rule), "{text}");
+        let error = with(path, |text| text.replacen(from, to, 1)).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
     }
-    for text in [
-        "{\"temperature\": 21}",
-        "{\"error\": null, \"ok\": true}",
-        "{\"errors\": []}",
-        "0 errors",
-        "exit",
-        "",
-    ] {
-        assert_eq!(rules.judge_tool(text), None, "{text}");
-    }
-    let long = format!("{}Error: at the very end", "ä\n".repeat(200_000));
-    assert_eq!(rules.judge_tool(&long).unwrap().rule, "tool_error", "ends of long texts are seen");
+    let files = builtin_files().iter().copied().filter(|(path, _)| *path != "judges/gui.toml");
+    let error = PolicySet::from_files(files).unwrap_err().to_string();
+    assert!(error.contains("\"gui\""), "a route with `auto` needs all kinds: {error}");
+}
+
+#[test]
+fn a_judge_file_from_before_there_were_kinds_is_still_valid() {
+    let old = "[rules]\nexit_code = true\nrepeat_calls_max = 2\ntruncated_is_negative = false\n\
+               correction = ['too long']\napproval = ['\\bthanks\\b']\ntool_error = ['^error:']\n\
+               [llm]\nenabled = false\n";
+    let set = with("judges/chat.toml", |_| old.to_owned());
+    let set = set.map(|set| set.judges["chat"].rules.judge_user("thanks a lot").map(|h| h.verdict));
+    assert_eq!(set.unwrap(), Some(1));
 }
 
 #[test]

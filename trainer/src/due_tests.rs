@@ -41,7 +41,7 @@ fn enough_new_turns_begin_a_round_at_once() {
 }
 
 #[test]
-fn a_few_turns_begin_a_round_once_the_oldest_has_waited_long_enough() {
+fn issue_4_a_few_turns_begin_a_round_once_the_oldest_has_waited_long_enough() {
     let few = pool(&[100, 5_000, 6_000, 7_000]);
     assert!(!is_due(&route_policy(), &few, None, HOUR));
     assert!(is_due(&route_policy(), &few, None, HOUR + 100));

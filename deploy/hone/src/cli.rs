@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+mod judge;
 mod operate;
 
+pub use judge::*;
 pub use operate::*;
 
 /// A mistake of the caller: exit code 2.
@@ -57,6 +59,8 @@ pub enum Command {
     Forget(crate::forget::ForgetArgs),
     /// Obtain and list models.
     Model(ModelArgs),
+    /// Measure the judge, and replay it over what was recorded.
+    Judge(JudgeArgs),
     /// Check policy files.
     Policy(PolicyArgs),
     /// Run only the proxy.

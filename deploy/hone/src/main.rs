@@ -9,6 +9,7 @@ mod cli;
 mod demo;
 mod feedback;
 mod forget;
+mod judge;
 mod logging;
 mod memory;
 mod model;
@@ -58,6 +59,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Feedback(args) => feedback::run(&args),
         Command::Forget(args) => forget::run(&args),
         Command::Model(args) => model::run(args),
+        Command::Judge(args) => judge::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Proxy(args) => serve::proxy(args),
         Command::Trainer(args) => serve::trainer(args),

@@ -11,6 +11,11 @@ use super::PolicyError;
 const FILES: &[(&str, &str)] = &[
     ("gates/chat.toml", include_str!("../../../policies/gates/chat.toml")),
     ("judges/chat.toml", include_str!("../../../policies/judges/chat.toml")),
+    ("judges/code.toml", include_str!("../../../policies/judges/code.toml")),
+    ("judges/gui.toml", include_str!("../../../policies/judges/gui.toml")),
+    ("judges/swe.toml", include_str!("../../../policies/judges/swe.toml")),
+    ("judges/terminal.toml", include_str!("../../../policies/judges/terminal.toml")),
+    ("judges/tool.toml", include_str!("../../../policies/judges/tool.toml")),
     ("redactions/personal.toml", include_str!("../../../policies/redactions/personal.toml")),
     ("redactions/secrets.toml", include_str!("../../../policies/redactions/secrets.toml")),
     ("routes/chat.toml", include_str!("../../../policies/routes/chat.toml")),

@@ -97,7 +97,9 @@ pub const LIMITS: &[Limit] = &[
     whole("train.external.timeout_s", 3600.0, 1.0, 604_800.0, "seconds after which an external trainer is ended"),
     whole("train.external.log_bytes_max", 16.0 * MIB, 1024.0, 1024.0 * MIB, "bytes that an external trainer may print; more end it"),
     // judges/*.toml
-    whole("judge.rules.repeat_calls_max", 2.0, 1.0, 100.0, "identical tool calls in a row; one more is negative"),
+    whole("judge.rules.repeat_calls_max", 2.0, 1.0, 100.0, "identical tool calls in a row with equal results; one more is negative"),
+    whole("judge.rules.repeat_calls_bound", 10.0, 1.0, 1000.0, "identical tool calls in a row whatever their results; one more is negative"),
+    whole("judge.rules.approval_chars_max", 400.0, 1.0, 4096.0, "bytes of a user's message in which praise counts"),
     whole("judge.llm.votes", 3.0, 1.0, 15.0, "votes asked for"),
     whole("judge.llm.votes_valid_min", 1.0, 1.0, 15.0, "readable votes needed; fewer mean verdict 0"),
     real("judge.llm.temperature", 0.6, 0.0, 2.0, "sampling temperature of votes"),

@@ -34,12 +34,14 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
+use crate::next_state::StateKind;
 use crate::turn::Mode;
 
 pub use builtin::{builtin_files, install_builtin};
 pub use gate::GatePolicy;
 pub use judge::{
-    FeedbackPolicy, HintMode, HintPolicy, JudgePolicy, LlmJudge, Pattern, RuleHit, Rules,
+    AUTO, AnswerPatterns, CallPatterns, Example, FeedbackPolicy, HintMode, HintPolicy, JudgePolicy,
+    LlmJudge, Patterns, Phrases, RequestPatterns, ResultPatterns, RuleHit, RuleName, Rules, fold,
 };
 pub use limits::{LIMITS, Limit};
 pub use overrides::{
@@ -175,6 +177,13 @@ impl PolicySet {
         let mut problems = Vec::new();
         let (mut routes, mut judges, mut gates) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         let mut redactions = BTreeMap::new();
+        let judge_texts: BTreeMap<&str, &str> = files
+            .iter()
+            .filter_map(|(path, text)| {
+                let (section, name) = split_path(path).ok()?;
+                (section == "judges").then_some((name, *text))
+            })
+            .collect();
         for (path, text) in &files {
             for part in [path, text] {
                 hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
@@ -183,7 +192,7 @@ impl PolicySet {
                 match section {
                     "routes" => routes.push(Arc::new(RoutePolicy::parse(path, name, text)?)),
                     "judges" => {
-                        let judge = JudgePolicy::parse(path, name, text)?;
+                        let judge = JudgePolicy::parse(path, name, text, &judge_texts)?;
                         judges.insert(name.to_owned(), Arc::new(judge));
                     }
                     "redactions" => {
@@ -201,8 +210,9 @@ impl PolicySet {
         }
         routes.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.name.cmp(&b.name)));
         for route in &routes {
-            for (key, name) in [("judge", &route.judge), ("gate", &route.gate)] {
-                problems.extend(check_name(route, key, name, &files).err());
+            problems.extend(check_name(route, "gate", &route.gate, &files).err());
+            for name in judges_of(route) {
+                problems.extend(check_name(route, "judge", name, &files).err());
             }
             if let Some(name) = &route.redaction {
                 problems.extend(check_name(route, "redaction", name, &files).err());
@@ -271,9 +281,16 @@ impl PolicySet {
         self.routes.iter().find(|route| route.name == name)
     }
 
-    /// The judge of a route; present for every route of this set.
+    /// The judge of a route, the one of chats where the kind of next state decides; present for
+    /// every route of this set.
     pub fn judge_of(&self, route: &RoutePolicy) -> Option<&Arc<JudgePolicy>> {
-        self.judges.get(&route.judge)
+        self.judge_for(route, StateKind::Chat)
+    }
+
+    /// The judge of a route for a kind of next state; present for every route of this set.
+    pub fn judge_for(&self, route: &RoutePolicy, kind: StateKind) -> Option<&Arc<JudgePolicy>> {
+        let name = if route.judge == AUTO { kind.as_str() } else { &route.judge };
+        self.judges.get(name)
     }
 
     /// The gate of a route; present for every route of this set.
@@ -288,6 +305,14 @@ fn version(hasher: &blake3::Hasher) -> u64 {
     let hash = hasher.finalize();
     let first = hash.as_bytes().first_chunk::<8>().copied().unwrap_or_default();
     u64::from_le_bytes(first) >> 11
+}
+
+/// The judges that a route needs.
+fn judges_of(route: &RoutePolicy) -> Vec<&str> {
+    match route.judge.as_str() {
+        AUTO => StateKind::ALL.iter().map(|kind| kind.as_str()).collect(),
+        name => vec![name],
+    }
 }
 
 /// Checks that the judge, gate or redaction of a route has a file. One that has a file with a mistake in it

@@ -5,7 +5,7 @@
 use rusqlite::{Connection, OptionalExtension, Row};
 use serde_json::Value;
 
-use super::{Result, Store, bodies, insert, parse, parse_json, uint};
+use super::{Result, Store, VerdictRow, bodies, insert, parse, parse_json, uint};
 use crate::link::LinkKind;
 use crate::turn::{Generation, Mode, Outcome, TurnId};
 use crate::wire::Choice;
@@ -221,6 +221,35 @@ impl Store {
         let ids = rows.collect::<rusqlite::Result<Vec<i64>>>()?;
         let items = ids.into_iter().map(|id| self.judge_item(id));
         items.filter_map(Result::transpose).collect()
+    }
+
+    /// Turns that have a verdict, newest first, with their next state if it is still there; of one
+    /// route or of all, those before a mark of an earlier call. Returns the mark for the next call.
+    #[allow(clippy::type_complexity)] // A page and its mark.
+    pub fn judged(
+        &self,
+        route: Option<&str>,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<(Vec<(Option<JudgeItem>, VerdictRow)>, i64)> {
+        let mut find = self.conn.prepare_cached(
+            "SELECT v.turn, t.turn_id FROM verdicts v JOIN turns t ON t.id = v.turn
+             WHERE v.turn < ?1 AND (?2 IS NULL OR t.route = ?2) ORDER BY v.turn DESC LIMIT ?3",
+        )?;
+        let (before, limit) =
+            (before.unwrap_or(i64::MAX), i64::try_from(limit).unwrap_or(i64::MAX));
+        let rows = find.query_map(rusqlite::params![before, route, limit], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+        })?;
+        let mut mark = 0;
+        let mut found = Vec::new();
+        for row in rows.collect::<rusqlite::Result<Vec<_>>>()? {
+            mark = row.0;
+            if let Some(verdict) = self.verdict(parse("turn_id", &row.1)?)? {
+                found.push((self.judge_item(row.0)?, verdict));
+            }
+        }
+        Ok((found, mark))
     }
 
     pub(super) fn judge_item(&self, id: i64) -> Result<Option<JudgeItem>> {

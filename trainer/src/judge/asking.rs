@@ -173,11 +173,11 @@ impl Judge {
         if hints.is_empty()
             && let Some(rule) = &q.rule
         {
-            hints = self.ruled(store, &q.item, &q.policy, &q.seen, rule)?.hints;
+            hints = self.ruled(store, &q.item, &q.policy, (q.kind, &q.seen), rule)?.hints;
         }
         let faults = invalid.iter().map(|fault| json!({"invalid": rules::shorten(fault, 200)}));
         let votes = Value::Array(valid.iter().map(|v| json!(v)).chain(faults).collect());
-        let row = self.row(&q.item, &q.policy, verdict, &source, reason, votes, hints);
+        let row = self.row(&q.item, &q.policy, Some(q.kind), verdict, &source, reason, votes, hints);
         Ok(Some(VerdictRow { llm: Some(trace), ..row }))
     }
 
@@ -187,13 +187,13 @@ impl Judge {
             return Ok(row);
         }
         let reason = format!("the text speaks to its judge ({why}); no model is asked");
-        Ok(self.row(&q.item, &q.policy, 0, "rule:tampered", reason, json!([]), vec![]))
+        Ok(self.row(&q.item, &q.policy, Some(q.kind), 0, "rule:tampered", reason, json!([]), vec![]))
     }
 
     /// What can be said without the model: the rule's verdict if there is one.
     fn without_model(&self, store: &Store, q: &Question) -> Result<Option<VerdictRow>, JudgeError> {
         let rule = q.rule.as_ref();
-        rule.map(|rule| self.ruled(store, &q.item, &q.policy, &q.seen, rule)).transpose()
+        rule.map(|rule| self.ruled(store, &q.item, &q.policy, (q.kind, &q.seen), rule)).transpose()
     }
 
     /// Hints that the turn's session has already.

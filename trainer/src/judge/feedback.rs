@@ -27,7 +27,7 @@ pub(super) fn pass(
 ) -> Result<usize, JudgeError> {
     let mut judged = 0;
     for route in policies.routes.iter().filter(|route| route.mode.trains()) {
-        let Some(policy) = policies.judges.get(&route.judge) else { continue };
+        let Some(policy) = policies.judge_of(route) else { continue };
         for said in store.feedback_to_judge(&route.name, TURNS_PER_PASS)? {
             let verdict = verdict(policy, store, &said, clock.now_ms())?;
             let settled = store.judge_by_feedback(&said, verdict.as_ref())?;

@@ -13,13 +13,16 @@
 
 mod asking;
 pub mod backoff;
+pub mod eval;
 pub mod exchange;
 mod feedback;
 pub mod hint;
 pub mod llm;
+pub mod next;
 pub mod opinion;
 pub mod parse;
 pub mod prompt;
+pub mod replay;
 pub mod rules;
 pub mod tamper;
 pub mod visible;
@@ -28,7 +31,8 @@ pub mod wire;
 use backoff::Backoff;
 use exchange::Exchange;
 use hone_shared::clock::Clock;
-use hone_shared::policy::{HintMode, JudgePolicy, PolicySet};
+use hone_shared::next_state::StateKind;
+use hone_shared::policy::{HintMode, JudgePolicy, PolicySet, RoutePolicy};
 use hone_shared::store::{JudgeItem, Store, StoreError, VerdictRow};
 use llm::LlmClient;
 use rules::RuleVerdict;
@@ -76,8 +80,32 @@ pub struct Judge {
 struct Question {
     item: JudgeItem,
     seen: Exchange,
+    kind: StateKind,
     policy: Arc<JudgePolicy>,
     rule: Option<RuleVerdict>,
+}
+
+/// What the rules of a route say about an exchange.
+#[derive(Debug, Clone)]
+pub struct Ruled {
+    /// Kind of the next state.
+    pub kind: StateKind,
+    /// The judge that the kind, or the route, chose.
+    pub policy: Arc<JudgePolicy>,
+    /// The verdict; `None` where the rules are silent.
+    pub rule: Option<RuleVerdict>,
+}
+
+/// Detects the kind of the next state, unless the route's judge is that of one kind, takes its
+/// judge, and asks the rules. `None`: the set has no such judge.
+pub fn by_rules(policies: &PolicySet, route: &RoutePolicy, seen: &Exchange) -> Option<Ruled> {
+    let mut next = next::NextState::of(seen);
+    // A judge called `chat` is what all routes had before there were kinds.
+    let stated = route.judge.parse().ok().filter(|kind| *kind != StateKind::Chat);
+    next.kind = stated.unwrap_or(next.kind);
+    let policy = policies.judge_for(route, next.kind)?.clone();
+    let rule = rules::judge_state(&policy.rules, seen, &next);
+    Some(Ruled { kind: next.kind, policy, rule })
 }
 
 impl Judge {
@@ -126,32 +154,34 @@ impl Judge {
         item: JudgeItem,
     ) -> Result<Settled, JudgeError> {
         let route = policies.route(&item.turn.route).filter(|route| route.mode.trains());
-        let Some(policy) = route.and_then(|route| policies.judges.get(&route.judge)) else {
-            return Ok(Settled::Leave);
-        };
-        let policy = policy.clone();
+        let Some(route) = route else { return Ok(Settled::Leave) };
         let choice = store.turn(item.child)?.map_or(0, |child| child.parent_choice);
         let Some(seen) = Exchange::of(&item, choice) else {
-            let missing = rules::shorten("the answer that was continued is not stored", 120);
-            let row = self.row(&item, &policy, 0, "rule:no_answer", missing, json!([]), vec![]);
+            let Some(policy) = policies.judge_of(route) else { return Ok(Settled::Leave) };
+            let missing = "the answer that was continued is not stored".to_owned();
+            let row =
+                self.row(&item, policy, None, 0, "rule:no_answer", missing, json!([]), vec![]);
             return Ok(Settled::Verdict(Box::new(row)));
         };
-        let rule = rules::judge(&policy.rules, &seen);
+        let Some(Ruled { kind, policy, rule }) = by_rules(policies, route, &seen) else {
+            return Ok(Settled::Leave);
+        };
         let wants_hint = policy.hint.mode == HintMode::Llm && policy.llm.enabled;
         match rule {
             Some(rule) if rule.correction.is_some() && wants_hint => {
-                Ok(Settled::Ask(Box::new(Question { item, seen, policy, rule: Some(rule) })))
+                Ok(Settled::Ask(Box::new(Question { item, seen, kind, policy, rule: Some(rule) })))
             }
             Some(rule) => {
-                let row = self.ruled(store, &item, &policy, &seen, &rule)?;
+                let row = self.ruled(store, &item, &policy, (kind, &seen), &rule)?;
                 Ok(Settled::Verdict(Box::new(row)))
             }
             None if policy.llm.enabled => {
-                Ok(Settled::Ask(Box::new(Question { item, seen, policy, rule: None })))
+                Ok(Settled::Ask(Box::new(Question { item, seen, kind, policy, rule: None })))
             }
             None => {
                 let reason = "no rule applies and the model judge is off".to_owned();
-                let row = self.row(&item, &policy, 0, "rule:none", reason, json!([]), vec![]);
+                let row =
+                    self.row(&item, &policy, Some(kind), 0, "rule:none", reason, json!([]), vec![]);
                 Ok(Settled::Verdict(Box::new(row)))
             }
         }
@@ -163,7 +193,7 @@ impl Judge {
         store: &Store,
         item: &JudgeItem,
         policy: &JudgePolicy,
-        seen: &Exchange,
+        (kind, seen): (StateKind, &Exchange),
         rule: &RuleVerdict,
     ) -> Result<VerdictRow, JudgeError> {
         let words: Vec<String> = match policy.hint.mode {
@@ -176,7 +206,8 @@ impl Judge {
         };
         let hints = hint::accept(&policy.hint, &words, &seen.answer_text(), &earlier);
         let source = format!("rule:{}", rule.rule);
-        Ok(self.row(item, policy, rule.verdict, &source, rule.reason.clone(), json!([]), hints))
+        let reason = rule.reason.clone();
+        Ok(self.row(item, policy, Some(kind), rule.verdict, &source, reason, json!([]), hints))
     }
 
     #[allow(clippy::too_many_arguments)] // The columns of one table row.
@@ -184,6 +215,7 @@ impl Judge {
         &self,
         item: &JudgeItem,
         policy: &JudgePolicy,
+        kind: Option<StateKind>,
         verdict: i8,
         source: &str,
         reason: String,
@@ -200,7 +232,7 @@ impl Judge {
             hints,
             judge: policy.label(),
             judged_ms: self.clock.now_ms(),
-            kind: None,
+            kind,
             llm: None,
         }
     }
@@ -213,6 +245,8 @@ enum Settled {
     Leave,
 }
 
+#[cfg(test)]
+mod issue_4_tests;
 #[cfg(test)]
 #[path = "judge_tests.rs"]
 mod tests;

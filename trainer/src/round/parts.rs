@@ -48,7 +48,7 @@ impl Ground {
             return Ok(Err(no_longer(&row.route)));
         };
         let gate = policies.gates.get(&route.gate).cloned();
-        let judge = policies.judges.get(&route.judge).cloned();
+        let judge = policies.judge_of(route).cloned();
         let (Some(gate), Some(judge)) = (gate, judge) else {
             return Ok(Err(format!("route `{}` names no known judge and gate", row.route)));
         };

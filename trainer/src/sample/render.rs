@@ -7,7 +7,7 @@
 //! Invariant: a reply that was cut carries no end token, and none is ever appended to it.
 
 use super::filter::Reason;
-use crate::judge::exchange::{calls_of, text_of};
+use crate::judge::exchange::{has_calls, text_of};
 use hone_model::chat::{ChatError, ChatTemplate};
 use hone_model::config::{ConfigError, ModelConfig};
 use hone_model::tokenizer::{Tokenizer, TokenizerError};
@@ -89,7 +89,7 @@ impl Renderer {
         finish_reason: Option<&str>,
         tokens_max: usize,
     ) -> Result<Reply, Reason> {
-        let mut tokens = if calls_of(answer).is_empty() {
+        let mut tokens = if !has_calls(answer) {
             let text = text_of(answer);
             self.tokenizer.encode(&text, false).map_err(|_| Reason::Unrenderable)?
         } else {

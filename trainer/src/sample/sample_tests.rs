@@ -115,7 +115,7 @@ fn a_reply_longer_than_the_cap_is_cut_there_and_does_not_end() {
 }
 
 #[test]
-fn garbage_and_turns_without_provenance_are_dropped_and_counted() {
+fn issue_4_garbage_and_turns_without_provenance_are_dropped_and_counted() {
     let desk = desk();
     let other = Generation::parse(&"a".repeat(64)).unwrap();
     let good = |answer: &str| stored_turn("s", "q", answer, "stop");

@@ -19,16 +19,37 @@ pub fn conversation(
     let first = vec![message("user", question)];
     let mut second = first.clone();
     second.extend([message("assistant", answer), message("user", next)]);
-    let (parent, turn) = turn(session, &first, answer);
-    let (_, child) = self::turn(session, &second, "As you wish.");
+    let (parent, turn) = turn(session, &first, message("assistant", answer), &[]);
+    let (_, child) = self::turn(session, &second, message("assistant", "As you wish."), &[]);
     let pos = IngestPos { boot: "test".into(), segment: 0, offset: 0 };
     let inserted = store.insert_batch(&[turn, child], &pos).unwrap();
     assert_eq!((inserted.stored, inserted.linked), (2, 1), "{inserted:?}");
     parent
 }
 
-fn turn(session: &str, messages: &[Value], answer: &str) -> (TurnId, IngestTurn) {
+/// Stores one turn, with further request headers; returns it and how many turns were linked.
+pub fn one(
+    store: &mut Store,
+    session: &str,
+    messages: &[Value],
+    answer: Value,
+    headers: &[(&str, &str)],
+) -> (TurnId, u64) {
+    let (id, turn) = turn(session, messages, answer, headers);
+    let pos = IngestPos { boot: "test".into(), segment: 0, offset: 0 };
+    let inserted = store.insert_batch(&[turn], &pos).unwrap();
+    (id, inserted.linked)
+}
+
+fn turn(
+    session: &str,
+    messages: &[Value],
+    answer: Value,
+    headers: &[(&str, &str)],
+) -> (TurnId, IngestTurn) {
     let turn_id = TurnId::now();
+    let mut all = vec![("x-session-id".to_owned(), session.to_owned())];
+    all.extend(headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let body = json!({"model": "tiny", "messages": messages}).to_string();
     let begin = Begin {
         turn_id,
@@ -40,7 +61,7 @@ fn turn(session: &str, messages: &[Value], answer: &str) -> (TurnId, IngestTurn)
         client: String::new(),
         method: "POST".into(),
         path: "/v1/chat/completions".into(),
-        headers: vec![("x-session-id".into(), session.into())],
+        headers: all,
         generation: Generation::base(),
         policy_version: 1,
         body_len: body.len() as u64,
@@ -49,7 +70,7 @@ fn turn(session: &str, messages: &[Value], answer: &str) -> (TurnId, IngestTurn)
         body_cut: None,
     };
     let body = json!({"id": "x", "object": "chat.completion", "model": "tiny",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": message("assistant", answer)}],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": answer}],
         "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}})
     .to_string();
     let done = Done {

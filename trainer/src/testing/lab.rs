@@ -54,6 +54,17 @@ impl Lab {
         insert::conversation(&mut self.store, session, question, answer, next)
     }
 
+    /// Stores one turn with request headers; returns it and how many turns were linked.
+    pub fn send(
+        &mut self,
+        session: &str,
+        messages: &[Value],
+        answer: Value,
+        headers: &[(&str, &str)],
+    ) -> (TurnId, u64) {
+        insert::one(&mut self.store, session, messages, answer, headers)
+    }
+
     /// Lets the rules judge what waits.
     pub async fn judge(&mut self, policies: &PolicySet) {
         let mut judge = Judge::new("http://127.0.0.1:1", Clock::System).unwrap();

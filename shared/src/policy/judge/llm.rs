@@ -74,10 +74,10 @@ impl LlmJudge {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawLlm {
-    enabled: bool,
+    enabled: Option<bool>,
     endpoint: Option<String>,
     model: Option<String>,
     api_key_env: Option<String>,
@@ -98,8 +98,12 @@ pub(super) struct RawLlm {
 
 impl RawLlm {
     pub(super) fn check(self, check: &Checker<'_>) -> Result<LlmJudge, PolicyError> {
+        let Some(enabled) = self.enabled else {
+            let allowed = "true or false, here or in the judge that it extends".to_owned();
+            return Err(check.refuse("llm.enabled", "missing", allowed));
+        };
         let needed = ["{answer}", "{next_state}"];
-        if self.enabled && needed.iter().any(|name| !self.prompt.contains(name)) {
+        if enabled && needed.iter().any(|name| !self.prompt.contains(name)) {
             let allowed =
                 format!("a text with {}; also {}", needed.join(", "), PLACEHOLDERS.join(" "));
             return Err(check.refuse("llm.prompt", "missing a placeholder", allowed));
@@ -117,7 +121,7 @@ impl RawLlm {
             ));
         }
         let judge = LlmJudge {
-            enabled: self.enabled,
+            enabled,
             endpoint: self.endpoint,
             model: self.model,
             api_key_env: self.api_key_env,

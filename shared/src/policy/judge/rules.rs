@@ -1,159 +1,204 @@
 //! `[rules]`: what is decided without a model.
 //!
-//! Invariant: a text is matched in linear time, and at most [`TEXT_BYTES_MAX`] of it.
+//! Invariant: what no rule knows is left to the model; a list that is empty says nothing.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
-use regex::{Regex, RegexBuilder};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use super::patterns::Patterns;
+use super::phrases::{self, Phrases, RawPhrases, RuleHit};
 use crate::policy::PolicyError;
 use crate::policy::limits::Checker;
+use crate::turn::{TurnError, words};
 
-/// Most patterns of one kind.
-const PATTERNS_MAX: usize = 200;
-
-/// Compiled size of one pattern, bytes.
-const PATTERN_BYTES_MAX: usize = 1 << 20;
-
-/// Most bytes of one text that rules look at: corrections stand at the beginning, errors at either
-/// end.
-const TEXT_BYTES_MAX: usize = 64 * 1024;
-
-/// A regular expression: case-insensitive, `^` and `$` at line ends, matched in linear time.
-#[derive(Clone)]
-pub struct Pattern(Regex);
-
-impl Pattern {
-    /// Compiles an expression. Error: what the compiler says.
-    pub fn new(source: &str) -> Result<Self, String> {
-        let mut builder = RegexBuilder::new(source);
-        builder.case_insensitive(true).multi_line(true).size_limit(PATTERN_BYTES_MAX);
-        builder.build().map(Self).map_err(|error| error.to_string())
-    }
-
-    /// Whether it occurs in a text.
-    pub fn is_match(&self, text: &str) -> bool {
-        self.0.is_match(text)
-    }
-
-    /// The expression as written.
-    pub fn as_str(&self) -> &str {
-        self.0.as_str()
-    }
+/// The name of a rule, as it stands in `order` and, after `rule:`, in a verdict's source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleName {
+    /// The user says that the answer was not right.
+    Correction,
+    /// The environment or an editor says that the task failed or succeeded, or the edit was taken.
+    Outcome,
+    /// The environment could not read the answer as an action.
+    Protocol,
+    /// A diff did not apply.
+    PatchRejected,
+    /// Tests were repaired or broken in this step.
+    Tests,
+    /// A tool says that the call was wrong.
+    ToolError,
+    /// A command failed by its own fault.
+    ExitCode,
+    /// The same call with the same result, or without end.
+    RepeatedCall,
+    /// A message to oneself.
+    SelfMessage,
+    /// Nothing but waiting, again.
+    WaitLoop,
+    /// A file was overwritten that was to be added to.
+    Overwritten,
+    /// An action on a screen that changed nothing.
+    NoEffect,
+    /// The answer was cut at the token limit.
+    Truncated,
+    /// The answer was empty.
+    EmptyAnswer,
+    /// The answer repeats itself, cannot be read, or is an error text in place of an answer.
+    Garbage,
+    /// The user asks the same again.
+    Rephrased,
+    /// A command that had failed was repaired.
+    Recovered,
+    /// The user says that the answer was right.
+    Approval,
+    /// A fault that is not the answer's; neutral.
+    Environment,
 }
 
-impl fmt::Debug for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.as_str(), f)
-    }
+words!(RuleName, "rule", {
+    Correction = "correction", Outcome = "outcome", Protocol = "protocol",
+    PatchRejected = "patch_rejected", Tests = "tests", ToolError = "tool_error",
+    ExitCode = "exit_code", RepeatedCall = "repeated_call", SelfMessage = "self_message",
+    WaitLoop = "wait_loop", Overwritten = "overwritten", NoEffect = "no_effect",
+    Truncated = "truncated", EmptyAnswer = "empty_answer", Garbage = "garbage",
+    Rephrased = "rephrased", Recovered = "recovered", Approval = "approval",
+    Environment = "environment",
+});
+
+/// Declares tables of pattern lists: the checked one, the raw one, and how one becomes the other.
+macro_rules! lists {
+    ($(#[$doc:meta])* $name:ident, $raw:ident, $table:literal,
+     { $($(#[$field_doc:meta])* $field:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, PartialEq)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: Patterns),+
+        }
+
+        #[derive(Default, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct $raw {
+            $(#[serde(default)] $field: Vec<String>),+
+        }
+
+        impl $raw {
+            fn check(self, check: &Checker<'_>) -> Result<$name, PolicyError> {
+                Ok($name {
+                    $($field: Patterns::check(
+                        check, concat!("rules.", $table, ".", stringify!($field)), self.$field,
+                    )?),+
+                })
+            }
+        }
+    };
 }
 
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
+lists!(
+    /// `[rules.requests]`: about the user's request.
+    RequestPatterns, RawRequests, "requests", {
+        /// It asks to wait, to watch or to repeat: equal calls are what was asked for.
+        polls,
+        /// It asks to add to something that is there.
+        appends,
+        /// It asks for something that fails, such as a failing test.
+        wants_failure,
     }
-}
+);
+lists!(
+    /// `[rules.answers]`: about the text of the answer.
+    AnswerPatterns, RawAnswers, "answers", {
+        /// An error text that stands in place of an answer.
+        placeholder,
+    }
+);
+lists!(
+    /// `[rules.calls]`: about a call, matched against `name {"argument":"value"}` or, for a shell,
+    /// against the command.
+    CallPatterns, RawCalls, "calls", {
+        /// A message to the writer.
+        self_message,
+        /// Waits and does nothing else.
+        waits,
+        /// Shows what somebody else wrote: an error in its output is no error of the call.
+        reads,
+        /// Changes files.
+        edits,
+        /// A command that says something by its exit code, or whose failure is the finding.
+        probes,
+        /// Replaces the whole of a file.
+        overwrites,
+        /// Makes tests pass by not running them.
+        skips_tests,
+        /// Ignores the failure of a command.
+        ignores_failure,
+        /// Looks at a screen and changes nothing.
+        looks,
+    }
+);
+lists!(
+    /// `[rules.results]`: about a tool's result or an environment's observation.
+    ResultPatterns, RawResults, "results", {
+        /// The task or step succeeded, in the environment's own words.
+        success,
+        /// The task or step failed, in the environment's own words.
+        failure,
+        /// The answer could not be read as an action.
+        protocol,
+        /// A diff or an edit did not apply.
+        patch_rejected,
+        /// A fault that is not the answer's: network, rate limit, maintenance.
+        environment,
+        /// With an exit code other than 0: the command itself was wrong.
+        exit_faults,
+        /// A file's earlier content is gone.
+        overwritten,
+        /// Failing tests that are nobody's news.
+        excused,
+        /// The action changed nothing.
+        no_effect,
+    }
+);
 
 /// What is decided without a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
-    /// In a user's next message: the answer was not right. Wins over `approval`.
-    pub correction: Vec<Pattern>,
-    /// In a user's next message: the answer was right.
-    pub approval: Vec<Pattern>,
-    /// In a tool result: the call failed.
-    pub tool_error: Vec<Pattern>,
-    /// Whether a non-zero exit code in a tool result is negative.
+    /// Which rules apply, first to last; the first that speaks decides.
+    pub order: Vec<RuleName>,
+    /// What people say.
+    pub phrases: Phrases,
+    /// In a tool's result: the call failed.
+    pub tool_error: Patterns,
+    /// Whether exit codes are looked at.
     pub exit_code: bool,
-    /// Identical tool calls in a row that are still fine.
+    /// Identical calls with equal results in a row that are still fine.
     pub repeat_calls_max: usize,
+    /// Identical calls in a row that are still fine whatever their results.
+    pub repeat_calls_bound: usize,
     /// Whether an answer that was cut at its token limit is negative.
     pub truncated_is_negative: bool,
-}
-
-/// What a rule found in a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RuleHit<'a> {
-    /// +1 or −1.
-    pub verdict: i8,
-    /// `correction`, `approval`, `tool_error` or `exit_code`; a verdict's source is `rule:<this>`.
-    pub rule: &'static str,
-    /// The expression that matched, or `exit code N`.
-    pub reason: &'a str,
+    /// About requests.
+    pub requests: RequestPatterns,
+    /// About answers.
+    pub answers: AnswerPatterns,
+    /// About calls.
+    pub calls: CallPatterns,
+    /// About results.
+    pub results: ResultPatterns,
 }
 
 impl Rules {
     /// What a user's next message says about the answer before it; `None` when the rules are
     /// silent. A correction inside an approval ("thanks, but shorter please") is a correction.
     pub fn judge_user(&self, text: &str) -> Option<RuleHit<'_>> {
-        let correction = first_match(&self.correction, text);
-        if let Some(reason) = correction {
-            return Some(RuleHit { verdict: -1, rule: "correction", reason });
-        }
-        let reason = first_match(&self.approval, text)?;
-        Some(RuleHit { verdict: 1, rule: "approval", reason })
+        self.phrases.judge(text)
     }
-
-    /// What a tool's output says about the call; `None` when the rules are silent. An exit code
-    /// decides alone: a command that succeeded may well print the word "error".
-    pub fn judge_tool(&self, text: &str) -> Option<RuleHit<'_>> {
-        match self.exit_code.then(|| exit_code(text)).flatten() {
-            Some(0) => Some(RuleHit { verdict: 1, rule: "exit_code", reason: "exit code 0" }),
-            Some(_) => {
-                Some(RuleHit { verdict: -1, rule: "exit_code", reason: "exit code is not 0" })
-            }
-            None => {
-                let reason = first_match(&self.tool_error, text)?;
-                Some(RuleHit { verdict: -1, rule: "tool_error", reason })
-            }
-        }
-    }
-}
-
-fn first_match<'a>(patterns: &'a [Pattern], text: &str) -> Option<&'a str> {
-    let parts = ends(text);
-    let found = patterns.iter().find(|p| parts.iter().any(|part| p.is_match(part)));
-    found.map(Pattern::as_str)
-}
-
-/// The beginning and the end of a text, together at most [`TEXT_BYTES_MAX`]; the whole of a short
-/// one.
-fn ends(text: &str) -> [&str; 2] {
-    if text.len() <= TEXT_BYTES_MAX {
-        return [text, ""];
-    }
-    let head = (0..=TEXT_BYTES_MAX / 2).rev().find_map(|at| text.get(..at));
-    let tail = (text.len() - TEXT_BYTES_MAX / 2..text.len()).find_map(|at| text.get(at..));
-    [head.unwrap_or_default(), tail.unwrap_or_default()]
-}
-
-/// The last `exit code N`, `exit_code: N`, `"exitCode": N`, `exited with status N` of a text.
-fn exit_code(text: &str) -> Option<i64> {
-    let [head, tail] = ends(text);
-    let part = if tail.is_empty() { head } else { tail };
-    let lower = part.to_ascii_lowercase();
-    let mut found = None;
-    for (at, _) in lower.match_indices("exit") {
-        let rest = lower.get(at + 4..).unwrap_or_default();
-        let rest = rest.strip_prefix("ed").unwrap_or(rest);
-        let rest = rest.strip_prefix(" with").unwrap_or(rest);
-        let rest = rest.trim_start_matches([' ', '_', '-']);
-        let Some(rest) = rest.strip_prefix("code").or_else(|| rest.strip_prefix("status")) else {
-            continue;
-        };
-        let rest = rest.trim_start_matches(['"', '\'', ':', '=', ' ']);
-        let sign = usize::from(rest.starts_with('-'));
-        let digits = rest.bytes().skip(sign).take_while(u8::is_ascii_digit).count();
-        let number = rest.get(..sign + digits).and_then(|number| number.parse().ok());
-        found = number.or(found);
-    }
-    found
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRules {
+    order: Option<Vec<String>>,
     #[serde(default)]
     correction: Vec<String>,
     #[serde(default)]
@@ -162,31 +207,53 @@ pub(super) struct RawRules {
     tool_error: Vec<String>,
     exit_code: Option<bool>,
     repeat_calls_max: Option<f64>,
+    repeat_calls_bound: Option<f64>,
+    approval_chars_max: Option<f64>,
     truncated_is_negative: Option<bool>,
+    #[serde(default)]
+    phrases: BTreeMap<String, RawPhrases>,
+    #[serde(default)]
+    requests: RawRequests,
+    #[serde(default)]
+    answers: RawAnswers,
+    #[serde(default)]
+    calls: RawCalls,
+    #[serde(default)]
+    results: RawResults,
 }
 
 impl RawRules {
-    pub(super) fn check(self, check: &Checker<'_>) -> Result<Rules, PolicyError> {
-        let compile = |key: &str, sources: Vec<String>| {
-            if sources.len() > PATTERNS_MAX {
-                let found = format!("a list of {}", sources.len());
-                return Err(check.refuse(key, &found, format!("at most {PATTERNS_MAX} patterns")));
-            }
-            let one = |source: String| {
-                Pattern::new(&source).map_err(|problem| {
-                    let found = format!("'{source}'");
-                    check.refuse(key, &found, format!("a regular expression ({problem})"))
-                })
-            };
-            sources.into_iter().map(one).collect::<Result<Vec<_>, _>>()
+    pub(super) fn check(mut self, check: &Checker<'_>) -> Result<Rules, PolicyError> {
+        let order = match self.order {
+            None => RuleName::ALL.to_vec(),
+            Some(names) => names.iter().map(|n| rule_name(check, n)).collect::<Result<_, _>>()?,
         };
+        // The lists that have no language come first.
+        let plain = self.phrases.entry(String::new()).or_default();
+        plain.correction.append(&mut self.correction);
+        plain.approval.append(&mut self.approval);
+        let chars_max = check.count("judge.rules.approval_chars_max", self.approval_chars_max)?;
+        let phrases = phrases::check(check, self.phrases, chars_max)?;
         Ok(Rules {
-            correction: compile("rules.correction", self.correction)?,
-            approval: compile("rules.approval", self.approval)?,
-            tool_error: compile("rules.tool_error", self.tool_error)?,
+            order,
+            phrases,
+            tool_error: Patterns::check(check, "rules.tool_error", self.tool_error)?,
             exit_code: self.exit_code.unwrap_or(true),
             repeat_calls_max: check.count("judge.rules.repeat_calls_max", self.repeat_calls_max)?,
+            repeat_calls_bound: check
+                .count("judge.rules.repeat_calls_bound", self.repeat_calls_bound)?,
             truncated_is_negative: self.truncated_is_negative.unwrap_or(false),
+            requests: self.requests.check(check)?,
+            answers: self.answers.check(check)?,
+            calls: self.calls.check(check)?,
+            results: self.results.check(check)?,
         })
     }
+}
+
+fn rule_name(check: &Checker<'_>, name: &str) -> Result<RuleName, PolicyError> {
+    name.parse().map_err(|_: TurnError| {
+        let all: Vec<&str> = RuleName::ALL.iter().map(|rule| rule.as_str()).collect();
+        check.refuse("rules.order", &format!("\"{name}\""), format!("any of {}", all.join(", ")))
+    })
 }

@@ -1,0 +1,82 @@
+//! Flags of `hone judge`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::DataArgs;
+
+/// `hone judge`
+#[derive(Debug, Clone, Args)]
+pub struct JudgeArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(subcommand)]
+    pub action: JudgeAction,
+}
+
+/// What to do with judges.
+#[derive(Debug, Clone, Subcommand)]
+pub enum JudgeAction {
+    /// Measure agreement with a file of labelled next states.
+    Eval(JudgeEvalArgs),
+    /// Judge stored turns again by rule and show where the verdict would differ; changes nothing.
+    Replay(JudgeReplayArgs),
+}
+
+/// `hone judge eval`
+#[derive(Debug, Clone, Args)]
+pub struct JudgeEvalArgs {
+    /// JSON lines; the format is in trainer/cases/README.md.
+    pub file: PathBuf,
+    /// The judge: a name, or `auto` for the rubric of the detected kind.
+    #[arg(long, default_value = "auto")]
+    pub judge: String,
+    /// Policy directory [default: that of the data directory, else the built-in policies].
+    #[arg(long, value_name = "DIR")]
+    pub policies: Option<PathBuf>,
+    /// Ask no model (default).
+    #[arg(long, conflicts_with = "llm")]
+    pub rules_only: bool,
+    /// Ask the judge's model where the rules are silent.
+    #[arg(long)]
+    pub llm: bool,
+    /// With --llm: ask the model about every case.
+    #[arg(long, requires = "llm")]
+    pub no_rules: bool,
+    /// The engine that is asked where the judge names no endpoint.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8082")]
+    pub engine: String,
+    /// List the cases that were judged wrongly.
+    #[arg(long)]
+    pub wrong: bool,
+    /// Fail when the precision over all cases is below this.
+    #[arg(long, value_name = "SHARE")]
+    pub precision_min: Option<f64>,
+    /// Fail when the coverage over all cases is below this.
+    #[arg(long, value_name = "SHARE")]
+    pub coverage_min: Option<f64>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hone judge replay`
+#[derive(Debug, Clone, Args)]
+pub struct JudgeReplayArgs {
+    /// Only turns of this route.
+    #[arg(long)]
+    pub route: Option<String>,
+    /// So many of the newest judged turns.
+    #[arg(long, default_value_t = 1_000)]
+    pub limit: usize,
+    /// Judge by this judge instead of each route's own: a name, or `auto`.
+    #[arg(long)]
+    pub judge: Option<String>,
+    /// Policy directory to try [default: that of the data directory].
+    #[arg(long, value_name = "DIR")]
+    pub policies: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
