@@ -134,8 +134,8 @@ fn row(fate: &Fate) -> [String; 8] {
 pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
     let desk = Desk::open(&args.from)?;
     let batch = desk.draw(&args.from.route)?.batch;
-    let judge = desk.policies.route(&args.from.route).map(|route| route.judge.clone());
-    let judge = judge.and_then(|name| desk.policies.judges.get(&name));
+    let route = desk.policies.route(&args.from.route);
+    let judge = route.and_then(|route| desk.policies.judge_of(route));
     let hint_label = judge.map_or("", |judge| judge.hint.label.as_str());
     let exporter = Exporter { store: &desk.store, renderer: &desk.renderer, hint_label };
     export::make_dir(&args.out)?;

@@ -83,7 +83,7 @@ impl Source<'_> {
     pub fn preview(&self, policies: &PolicySet, route: &str) -> Result<Drawn, PreviewError> {
         let unknown = || PreviewError::Route(route.to_owned());
         let policy = policies.route(route).ok_or_else(unknown)?;
-        let judge = policies.judges.get(&policy.judge).ok_or_else(unknown)?;
+        let judge = policies.judge_of(policy).ok_or_else(unknown)?;
         self.draw(policy, &judge.hint.label, &self.pool(policy)?)
     }
 }

@@ -292,7 +292,7 @@ impl Nursery {
 impl Rules {
     fn of(policies: &PolicySet) -> anyhow::Result<Self> {
         let route = policies.route(ROUTE).context("no chat route")?.clone();
-        let judge = policies.judges.get(&route.judge).context("no chat judge")?;
+        let judge = policies.judge_of(&route).context("no chat judge")?;
         let gate = policies.gates.get(&route.gate).context("no chat gate")?;
         let (hint_label, neutral_prompts) =
             (judge.hint.label.clone(), gate.neutral_prompts.clone());
