@@ -46,9 +46,9 @@ const AXES: &[[&[&str]; 2]] = &[
 
 static PRIVATE: LazyLock<Redactor> = LazyLock::new(|| {
     let rule = |(detector, name): &(Detector, &str)| {
-        Rule::new(name, Search::Detector(*detector), "[private]", AppliesTo::default()).ok()
+        Rule::new(name, Search::Detector(*detector), "[private]", AppliesTo::default())
     };
-    Redactor::new(Detector::ALL.iter().filter_map(rule).collect())
+    Redactor::new(Detector::ALL.iter().map(rule).collect())
 });
 
 /// The acceptable ones among `candidates`, shortest first (a short hint is the most general).
