@@ -9,7 +9,7 @@
 
 use super::exchange::Exchange;
 use super::llm::{Answer, LlmClient};
-use super::{Ruled, by_rules, parse, prompt};
+use super::{Ruled, by_rules, parse, prompt, tamper};
 use async_trait::async_trait;
 use hone_shared::next_state::StateKind;
 use hone_shared::policy::{JudgePolicy, PolicySet, RoutePolicy};
@@ -161,15 +161,22 @@ impl LlmModel {
 #[async_trait]
 impl Model for LlmModel {
     async fn ask(&self, policy: &JudgePolicy, seen: &Exchange) -> Result<Said, String> {
+        if tamper::of_exchange(seen).is_some() {
+            return Ok(Said { verdict: Some(0), tokens: 0 });
+        }
         let mut client = self.0.lock().await;
         let model = client.model(&policy.llm).await?;
         let messages = prompt::messages(&policy.llm, seen);
-        match client.ask(&policy.llm, &model, &messages).await {
+        let question = client.question(&policy.llm, &model, &messages);
+        let asked = client.ask(&policy.llm, &question).await;
+        let tokens = asked.tokens.prompt + asked.tokens.completion;
+        match asked.answer {
             Answer::Down(why) => Err(why),
-            Answer::Refused(_) => Ok(Said::default()),
+            Answer::Yielded => Err("the engine serves clients now; measure when it is idle".into()),
+            Answer::Refused(_) => Ok(Said { verdict: None, tokens }),
             Answer::Votes { valid, .. } => {
                 let majority = parse::majority(&valid, policy.llm.votes_valid_min);
-                Ok(Said { verdict: (!valid.is_empty()).then_some(majority), tokens: 0 })
+                Ok(Said { verdict: (!valid.is_empty()).then_some(majority), tokens })
             }
         }
     }
