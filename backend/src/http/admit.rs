@@ -53,6 +53,7 @@ impl Drop for Place<'_> {
 }
 
 /// Counts a request that is not of the background, from its arrival to its end.
+#[derive(Debug)]
 struct Presence(watch::Sender<Front>);
 
 impl Presence {
@@ -69,6 +70,7 @@ impl Drop for Presence {
 }
 
 /// The right to run, until it is dropped.
+#[derive(Debug)]
 pub struct Admitted {
     _permit: OwnedSemaphorePermit,
     _presence: Option<Presence>,

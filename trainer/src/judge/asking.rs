@@ -177,7 +177,8 @@ impl Judge {
         }
         let faults = invalid.iter().map(|fault| json!({"invalid": rules::shorten(fault, 200)}));
         let votes = Value::Array(valid.iter().map(|v| json!(v)).chain(faults).collect());
-        let row = self.row(&q.item, &q.policy, Some(q.kind), verdict, &source, reason, votes, hints);
+        let row =
+            self.row(&q.item, &q.policy, Some(q.kind), verdict, &source, reason, votes, hints);
         Ok(Some(VerdictRow { llm: Some(trace), ..row }))
     }
 
@@ -187,7 +188,16 @@ impl Judge {
             return Ok(row);
         }
         let reason = format!("the text speaks to its judge ({why}); no model is asked");
-        Ok(self.row(&q.item, &q.policy, Some(q.kind), 0, "rule:tampered", reason, json!([]), vec![]))
+        Ok(self.row(
+            &q.item,
+            &q.policy,
+            Some(q.kind),
+            0,
+            "rule:tampered",
+            reason,
+            json!([]),
+            vec![],
+        ))
     }
 
     /// What can be said without the model: the rule's verdict if there is one.
