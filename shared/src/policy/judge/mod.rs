@@ -72,6 +72,7 @@ struct RawJudge {
     hint: RawHint,
     #[serde(default)]
     feedback: RawFeedback,
+    #[serde(default)]
     examples: Vec<Example>,
 }
 
