@@ -152,10 +152,9 @@ impl Admin {
         for episode in episodes {
             let mut session = Vec::new();
             let own = |turn: &&Value| episode_of(turn, run) == Some(episode.number);
-            let own: Vec<&Value> = turns.iter().filter(own).collect();
+            let own = in_order_of_links(turns.iter().filter(own).collect());
             for turn in &own {
-                let parent = own.iter().any(|other| other["turn_id"] == turn["parent"]);
-                recorded.linked += usize::from(parent);
+                recorded.linked += usize::from(parent_of(turn, &own).is_some());
                 session.push(self.judged(turn).await?);
             }
             recorded.add(session, episode);
@@ -184,6 +183,21 @@ fn episode_of(turn: &Value, run: &str) -> Option<u64> {
     // Stored as `tenant/header:name`.
     let (_, number) = turn["session_id"].as_str()?.split_once(run)?;
     number.strip_prefix('-')?.parse().ok()
+}
+
+fn parent_of<'t>(turn: &Value, session: &[&'t Value]) -> Option<&'t Value> {
+    session.iter().find(|other| other["turn_id"] == turn["parent"]).copied()
+}
+
+/// A session's turns, each after its parent: steps of a scripted policy start within the same
+/// millisecond, so their times do not say which came first.
+fn in_order_of_links(mut session: Vec<&Value>) -> Vec<&Value> {
+    let unordered = session.clone();
+    session.sort_by_key(|turn| {
+        let up = std::iter::successors(Some(*turn), |turn| parent_of(turn, &unordered));
+        up.take(unordered.len()).count()
+    });
+    session
 }
 
 impl Recorded {
