@@ -250,7 +250,7 @@ pub struct TrainerArgs {
     #[arg(long, default_value_t = 500)]
     pub poll_ms: u64,
     /// Niceness of the process: serving goes first.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = TRAINER_NICE)]
     pub nice: i32,
     /// End when standard input ends.
     #[arg(long, hide = true)]
@@ -294,6 +294,8 @@ pub enum Bench {
     /// Sessions until a scripted user is content, for every way of learning, beside no learning and
     /// beside remembering the corrections in the prompt.
     Learning(BenchLearningArgs),
+    /// Tokens per second that a client gets while the trainer computes, beside those without it.
+    Serving(BenchServingArgs),
     /// A pingora proxy that does nothing else: the yardstick that `bench proxy` starts.
     #[command(hide = true)]
     PlainProxy(PlainProxyArgs),
@@ -381,7 +383,7 @@ pub struct BenchLearningArgs {
     /// Model to learn with.
     #[arg(long, default_value = "smollm2-135m")]
     pub model: String,
-    /// Only these methods [default: all].
+    /// Only these methods; `opd+updates=5` is one with another value in `[train]` [default: all].
     #[arg(long, value_delimiter = ',')]
     pub methods: Vec<String>,
     /// Lives per method.
@@ -413,6 +415,34 @@ pub struct BenchTrainerWorkerArgs {
     /// f32 or bf16.
     #[arg(long)]
     pub precision: String,
+    /// Niceness.
+    #[arg(long, default_value_t = 0)]
+    pub nice: i32,
+}
+
+/// Niceness of `hone trainer`, unless asked for another.
+const TRAINER_NICE: i32 = 10;
+
+/// `hone bench serving`
+#[derive(Debug, Clone, Args)]
+pub struct BenchServingArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Model to serve and to train.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub model: String,
+    /// Niceness of the process that trains [default: that of `hone trainer`].
+    #[arg(long, default_value_t = TRAINER_NICE)]
+    pub nice: i32,
+    /// Seconds per measurement.
+    #[arg(long, default_value_t = 15.0)]
+    pub seconds: f64,
+    /// Interleaved pairs, after one measurement that warms up.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub pairs: u64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `hone bench trainer` measures in one row.

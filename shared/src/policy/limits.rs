@@ -77,6 +77,7 @@ pub const LIMITS: &[Limit] = &[
     whole("train.prompt_tokens_max", 1024.0, 16.0, 131_072.0, "longer prompts are dropped and counted"),
     real("train.weight_opd", 1.0, 0.0, 100.0, "weight of the distillation loss"),
     real("train.weight_rl", 1.0, 0.0, 100.0, "weight of the reward loss"),
+    real("train.weight_rl_hinted", 1.0, 0.0, 100.0, "factor of `weight_rl` where a hint teaches the same reply"),
     real("train.weight_sft", 1.0, 0.0, 100.0, "weight of the likelihood of demonstrations"),
     whole("train.top_k", 4.0, 1.0, 256.0, "tokens per position of the losses `top_k` and `top_k_tail`"),
     real("train.delta_max", 1.0, 0.01, 100.0, "cap of |log-ratio| per token of the loss `top_k`, nats"),

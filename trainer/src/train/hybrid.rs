@@ -1,6 +1,7 @@
 //! The hybrid: per token, by what the sample carries.
 //!
-//! `L = w_rl · L_rl(r) + w_opd · L_opd(hint) + β · k3(base)`, each clipped by itself and then added
+//! `L = w_rl · h · L_rl(r) + w_opd · L_opd(hint) + β · k3(base)`, each clipped by itself and then added
+//! (`h` = `weight_rl_hinted` where a hint teaches the same reply, 1 elsewhere; the reference has 1)
 //! (OpenClaw-RL v2; not the older single advantage `w·r + w·gap`, which lets one signal use up the
 //! clip range of the other). A demonstration is a sequence of its own, `w_sft · L_sft`. Divided by
 //! the number of tokens of the whole update (mean over tokens).
@@ -21,6 +22,8 @@ pub struct Weights {
     pub opd: f64,
     /// Weight of the reward term.
     pub rl: f64,
+    /// Factor of `rl` on a reply that a hint teaches too.
+    pub rl_hinted: f64,
     /// Weight of demonstrations.
     pub sft: f64,
     /// Weight of the anchor.
@@ -39,6 +42,7 @@ impl Weights {
         Self {
             opd: policy.weight_opd,
             rl: policy.weight_rl,
+            rl_hinted: policy.weight_rl_hinted,
             sft: policy.weight_sft,
             kl: policy.kl_beta,
             clip: Clip { low: policy.clip_low, high: policy.clip_high },
@@ -116,6 +120,8 @@ pub fn gradient(
         list.as_ref().and_then(|l| l.get(i)).map(|p| f64::from(*p))
     };
     let per = |slope: f64| (slope / tokens_total) as f32;
+    let hinted = if evidence.teacher.is_some() { weights.rl_hinted } else { 1.0 };
+    let rl = weights.rl * hinted;
     let mut out = Slopes { own: Vec::with_capacity(seen.own.len()), ..Slopes::default() };
     for (i, now) in seen.own.iter().enumerate() {
         let now = f64::from(*now);
@@ -125,7 +131,7 @@ pub fn gradient(
             total.loss += weight * term.loss;
             total.gradient += weight * term.gradient;
         };
-        add(weights.rl, binary_rl::term(now, old, evidence.reward, weights.clip));
+        add(rl, binary_rl::term(now, old, evidence.reward, weights.clip));
         if evidence.demonstration {
             add(weights.sft, sft::term(now));
         }
@@ -198,6 +204,7 @@ mod tests {
     const WEIGHTS: Weights = Weights {
         opd: 1.0,
         rl: 0.5,
+        rl_hinted: 1.0,
         sft: 2.0,
         kl: 0.1,
         clip: Clip { low: 0.2, high: 0.28 },
@@ -254,6 +261,16 @@ mod tests {
         assert!((sums.kl - (1.0 - 2f64.ln())).abs() < 1e-6);
     }
 
+    #[test]
+    fn a_hint_can_take_the_place_of_the_bare_reward_and_of_that_only() {
+        let weights = Weights { rl_hinted: 0.0, ..WEIGHTS };
+        let rewarded = Evidence { reward: -1.0, ..Evidence::default() };
+        let taught = Evidence { teacher: Some(Teaching::Token(vec![-1.0])), ..rewarded.clone() };
+        let of = |evidence| {
+            gradient(&own(&[-2.0]), evidence, &weights, 1.0, &mut Sums::default()).own[0]
+        };
+        assert_eq!((of(&rewarded), of(&taught)), (0.5, -1.0));
+    }
     #[test]
     fn a_sample_with_nothing_but_a_reward_has_no_distillation_term() {
         let evidence = Evidence { old: Some(vec![-2.0]), reward: 1.0, ..Evidence::default() };

@@ -8,6 +8,7 @@ mod origin;
 pub mod plain;
 mod proc_stat;
 pub mod proxy;
+pub mod serving;
 mod target;
 pub mod trainer;
 

@@ -22,6 +22,9 @@ const MIB: f64 = (1u64 << 20) as f64;
 
 /// Runs `hone bench trainer-worker`.
 pub fn work(args: &BenchTrainerWorkerArgs) -> anyhow::Result<()> {
+    if args.nice > 0 {
+        crate::os::lower_priority(args.nice).context("cannot lower the priority")?;
+    }
     let mut worker = Worker::new(&args.model_dir, args.threads, precision(&args.precision))?;
     worker.serve(std::io::stdin().lock(), std::io::stdout()).map_err(anyhow::Error::msg)
 }
@@ -80,7 +83,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn row(&self, precision: &str, task: &Task, config: &ModelConfig) -> anyhow::Result<Row> {
-        let mut hone = self.ours(precision)?;
+        let mut hone = Side::ours(&self.dir, self.args.threads, precision, 0)?;
         let python = self.args.python.as_deref().filter(|_| task.name != "sample");
         let mut torch = python.map(|python| self.theirs(python, precision)).transpose()?;
         let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
@@ -114,28 +117,22 @@ impl Bench<'_> {
         })
     }
 
-    fn threads(&self) -> anyhow::Result<String> {
-        let all = std::thread::available_parallelism()?.get();
-        Ok(if self.args.threads == 0 { all } else { self.args.threads }.to_string())
-    }
-
-    fn ours(&self, precision: &str) -> anyhow::Result<Side> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["bench", "trainer-worker", "--threads", &self.threads()?]);
-        command.args(["--precision", precision, "--model-dir"]).arg(&self.dir);
-        Side::start(command)
-    }
-
     fn theirs(&self, python: &Path, precision: &str) -> anyhow::Result<Side> {
         let mut command = Command::new(python);
         command.args(["-c", include_str!("torch.py")]).arg(&self.dir);
-        command.args([&self.threads()?, precision]).env("HF_HUB_OFFLINE", "1");
+        command.args([&threads(self.args.threads)?, precision]).env("HF_HUB_OFFLINE", "1");
         Side::start(command).context("does this Python have torch, transformers and peft?")
     }
 }
 
+/// As many as asked for; 0: as many as there are cores.
+fn threads(asked: usize) -> anyhow::Result<String> {
+    let all = std::thread::available_parallelism()?.get();
+    Ok(if asked == 0 { all } else { asked }.to_string())
+}
+
 /// A process that does tasks.
-struct Side {
+pub(super) struct Side {
     child: Child,
     ask: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -143,6 +140,20 @@ struct Side {
 }
 
 impl Side {
+    /// One that computes with hone's kernels.
+    pub(super) fn ours(
+        dir: &Path,
+        asked: usize,
+        precision: &str,
+        nice: i32,
+    ) -> anyhow::Result<Side> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["bench", "trainer-worker", "--threads", &threads(asked)?]);
+        command.args(["--nice", &nice.to_string(), "--precision", precision, "--model-dir"]);
+        command.arg(dir);
+        Side::start(command)
+    }
+
     fn start(mut command: Command) -> anyhow::Result<Side> {
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = pipes.spawn().context("cannot start a process to measure")?;
@@ -155,7 +166,7 @@ impl Side {
     }
 
     /// Tokens per second of one task.
-    fn rate(&mut self, task: &Task) -> anyhow::Result<f64> {
+    pub(super) fn rate(&mut self, task: &Task) -> anyhow::Result<f64> {
         writeln!(self.ask, "{} {} {}", task.name, task.sequences, task.tokens)?;
         let done: Done = self.answer()?;
         Ok(done.tokens as f64 / done.seconds)

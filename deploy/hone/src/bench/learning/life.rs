@@ -38,6 +38,8 @@ const ROUND_SAMPLES: usize = 4;
 const CONTENT_IN_A_ROW: usize = 3;
 /// Questions kept for the final measurement.
 const UNSEEN: usize = 12;
+/// Replies drawn to each of them.
+const UNSEEN_REPLIES: usize = 4;
 /// Corrections that a remembering prompt carries at most, newest last.
 const REMEMBERED_MAX: usize = 3;
 /// Seeds of the final measurement start here, above those of sessions.
@@ -118,13 +120,7 @@ impl Nursery {
                 break;
             }
         }
-        let mut kept = 0;
-        for (at, question) in unseen.iter().enumerate() {
-            let prompt = self.prompt(&state, &rules, question)?;
-            let said = self.draw(&state, &rules, prompt, UNSEEN_SEED + at as u64)?;
-            kept += usize::from(user::is_content(&self.reply(&said)));
-        }
-        state.life.unseen_rule_share = kept as f64 / unseen.len() as f64;
+        state.life.unseen_rule_share = self.kept(&state, &rules, &unseen)?;
         state.life.forgotten_nats = self.forgotten(&state, &rules)?;
         Ok(state.life)
     }
@@ -220,6 +216,20 @@ impl Nursery {
         Ok(())
     }
 
+    /// Share of the replies to these questions that keep the user's rule.
+    fn kept(&mut self, state: &State, rules: &Rules, unseen: &[&str]) -> anyhow::Result<f64> {
+        let prompts: Vec<Vec<u32>> = unseen
+            .iter()
+            .map(|question| self.prompt(state, rules, question))
+            .collect::<anyhow::Result<_>>()?;
+        let params = self.params(rules, state.life.seed.wrapping_mul(10_000) + UNSEEN_SEED);
+        let student = state.student.as_ref();
+        let drawn = self.compute.sample(student, &prompts, UNSEEN_REPLIES, &params)?;
+        let replies: Vec<&Rollout> = drawn.iter().flatten().collect();
+        let kept = replies.iter().filter(|said| user::is_content(&self.reply(said))).count();
+        Ok(kept as f64 / replies.len().max(1) as f64)
+    }
+
     /// Nats per token that the base's own answers to neutral prompts are less likely now.
     fn forgotten(&mut self, state: &State, rules: &Rules) -> anyhow::Result<f64> {
         let mut sequences = Vec::new();
@@ -303,7 +313,7 @@ impl Rules {
 impl State {
     fn new(method: &Method, seed: u64) -> Self {
         let life = Life {
-            method: method.name.to_owned(),
+            method: method.name.clone(),
             seed,
             sessions: Vec::new(),
             content_at: None,
@@ -360,7 +370,7 @@ fn questions(seed: u64) -> (Vec<&'static str>, Vec<&'static str>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::method::METHODS;
+    use super::super::method::chosen;
     use super::*;
 
     #[test]
@@ -375,7 +385,7 @@ mod tests {
 
     #[test]
     fn three_content_answers_in_a_row_are_contentment_and_no_fewer() {
-        let mut state = State::new(&METHODS[0], 1);
+        let mut state = State::new(&chosen(&[]).unwrap()[0], 1);
         for (content, end) in [
             (true, false),
             (true, false),
@@ -391,7 +401,7 @@ mod tests {
 
     #[test]
     fn the_memory_keeps_the_newest_wishes_once() {
-        let mut state = State::new(&METHODS[1], 1);
+        let mut state = State::new(&chosen(&[]).unwrap()[1], 1);
         for words in ["a", "b", "a", "c", "d"] {
             state.remember(words.into());
         }

@@ -18,46 +18,69 @@ pub enum Kind {
 }
 
 /// One way of learning.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Method {
     /// Its name on the command line and in the results.
-    pub name: &'static str,
+    pub name: String,
     /// What happens to a correction.
     pub kind: Kind,
     /// Keys of `[train]` and their values as TOML.
-    pub train: &'static [(&'static str, &'static str)],
+    pub train: Vec<(String, String)>,
 }
 
-const fn learned(name: &'static str, train: &'static [(&'static str, &'static str)]) -> Method {
-    Method { name, kind: Kind::Learned, train }
-}
+type Known = (&'static str, Kind, &'static [(&'static str, &'static str)]);
 
 /// All ways, in the order in which they are reported.
-pub const METHODS: &[Method] = &[
-    Method { name: "nothing", kind: Kind::Ignored, train: &[] },
-    Method { name: "memory", kind: Kind::Remembered, train: &[] },
-    learned("binary", &[("weight_opd", "0.0"), ("weight_rl", "1.0")]),
-    learned("opd", &[("weight_opd", "1.0"), ("weight_rl", "0.0")]),
-    learned("hybrid", &[("weight_opd", "1.0"), ("weight_rl", "0.2")]),
-    learned("hybrid-1-1", &[("weight_opd", "1.0"), ("weight_rl", "1.0")]),
-    learned("hybrid-top-k", &[("loss", "\"top_k\"")]),
-    learned("hybrid-top-k-tail", &[("loss", "\"top_k_tail\""), ("top_k", "50")]),
-    learned("hybrid-forward-kl", &[("loss", "\"forward_kl\"")]),
-    learned("hybrid-reverse-kl", &[("loss", "\"reverse_kl\"")]),
+const KNOWN: &[Known] = &[
+    ("nothing", Kind::Ignored, &[]),
+    ("memory", Kind::Remembered, &[]),
+    ("binary", Kind::Learned, &[("weight_opd", "0.0"), ("weight_rl", "1.0")]),
+    ("opd", Kind::Learned, &[("weight_rl", "0.0")]),
+    ("opd-top-k", Kind::Learned, &[("weight_rl", "0.0"), ("loss", "\"top_k\"")]),
+    (
+        "opd-top-k-tail",
+        Kind::Learned,
+        &[("weight_rl", "0.0"), ("loss", "\"top_k_tail\""), ("top_k", "50")],
+    ),
+    ("opd-forward-kl", Kind::Learned, &[("weight_rl", "0.0"), ("loss", "\"forward_kl\"")]),
+    ("opd-reverse-kl", Kind::Learned, &[("weight_rl", "0.0"), ("loss", "\"reverse_kl\"")]),
+    ("hybrid-1-1", Kind::Learned, &[("weight_rl", "1.0"), ("weight_rl_hinted", "1.0")]),
+    ("hybrid", Kind::Learned, &[("weight_rl", "0.2"), ("weight_rl_hinted", "1.0")]),
+    // A hint takes the place of its own -1; approvals and bare rewards still count.
+    ("dispatch", Kind::Learned, &[("weight_rl", "0.2"), ("weight_rl_hinted", "0.0")]),
 ];
 
-/// The methods of these names, or all.
+/// The place of a method among [`KNOWN`], for reports; variants stand behind what they vary.
+pub fn place(name: &str) -> usize {
+    let base = name.split('+').next().unwrap_or_default();
+    KNOWN.iter().position(|(known, ..)| *known == base).unwrap_or(KNOWN.len())
+}
+
+/// The methods of these names, or all. `name+key=value+…` is a method with other `[train]` values.
 pub fn chosen(names: &[String]) -> anyhow::Result<Vec<Method>> {
     if names.is_empty() {
-        return Ok(METHODS.to_vec());
+        return KNOWN.iter().map(|(name, ..)| parse(name)).collect();
     }
-    let known = || METHODS.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
-    let find = |name: &String| {
-        let found = METHODS.iter().find(|method| method.name == name);
-        let unknown = || UsageError(format!("no method {name:?}; there are {}", known()));
-        Ok(*found.ok_or_else(unknown)?)
-    };
-    names.iter().map(find).collect()
+    names.iter().map(|name| parse(name)).collect()
+}
+
+fn parse(name: &str) -> anyhow::Result<Method> {
+    let mut parts = name.split('+');
+    let base = parts.next().unwrap_or_default();
+    let names = || KNOWN.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ");
+    let (_, kind, own) = KNOWN
+        .iter()
+        .find(|(known, ..)| *known == base)
+        .ok_or_else(|| UsageError(format!("no method {base:?}; there are {}", names())))?;
+    let mut train: Vec<(String, String)> =
+        own.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    for part in parts {
+        let (key, value) = part.split_once('=').ok_or_else(|| {
+            UsageError(format!("method {name:?}: {part:?} is not KEY=VALUE of [train]"))
+        })?;
+        train.push((key.to_owned(), value.to_owned()));
+    }
+    Ok(Method { name: name.to_owned(), kind: *kind, train })
 }
 
 impl Method {
@@ -70,9 +93,11 @@ impl Method {
         let train = route.entry("train").or_insert_with(|| toml::Table::new().into());
         let train = train.as_table_mut().context("[train] is not a table")?;
         let run = [("seed", seed.to_string()), ("threads", threads.to_string())];
-        let own = self.train.iter().map(|(key, value)| (*key, (*value).to_owned()));
-        for (key, value) in own.chain(run) {
-            let parsed: toml::Table = format!("{key} = {value}").parse()?;
+        let run = run.map(|(key, value)| (key.to_owned(), value));
+        for (key, value) in self.train.iter().cloned().chain(run) {
+            let wrong = || UsageError(format!("method {}: {key} = {value}: not TOML", self.name));
+            let parsed: toml::Table =
+                format!("{key} = {value}").parse().map_err(|_: toml::de::Error| wrong())?;
             train.extend(parsed);
         }
         std::fs::write(&path, toml::to_string(&route)?)?;
@@ -86,7 +111,7 @@ mod tests {
 
     #[test]
     fn every_method_is_a_valid_policy_and_says_what_it_changes() {
-        for method in METHODS {
+        for method in chosen(&[]).unwrap() {
             let policies = method.policies(3, 2).unwrap();
             let train = &policies.route("chat").unwrap().train;
             assert_eq!((train.seed, train.threads), (3, 2), "{}", method.name);
@@ -97,8 +122,23 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_answered_with_the_known_ones() {
-        let error = chosen(&["opt".to_owned()]).unwrap_err().to_string();
-        assert!(error.contains("opt") && error.contains("hybrid"), "{error}");
+    fn a_variant_changes_the_keys_that_it_names_and_stands_behind_its_method() {
+        let name = "opd+updates=5+learning_rate=5e-4".to_owned();
+        let method = chosen(std::slice::from_ref(&name)).unwrap().remove(0);
+        let train = method.policies(1, 1).unwrap().route("chat").unwrap().train.clone();
+        assert_eq!((train.updates, train.learning_rate, train.weight_rl), (5, 5e-4, 0.0));
+        assert_eq!(place(&name), place("opd"));
+    }
+
+    #[test]
+    fn what_is_no_method_is_answered_with_what_would_be() {
+        let error = |name: &str| {
+            let error = chosen(&[name.to_owned()]).and_then(|m| m[0].policies(1, 1).map(drop));
+            error.unwrap_err().to_string()
+        };
+        assert!(error("opt").contains("hybrid"), "{}", error("opt"));
+        assert!(error("opd+updates").contains("KEY=VALUE"), "{}", error("opd+updates"));
+        assert!(error("opd+updates=[").contains("not TOML"), "{}", error("opd+updates=["));
+        assert!(!error("opd+steps=3").is_empty());
     }
 }

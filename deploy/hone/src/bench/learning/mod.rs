@@ -21,7 +21,6 @@ use anyhow::Context;
 use crate::cli::BenchLearningArgs;
 use crate::model;
 use life::{Life, Nursery};
-use method::METHODS;
 
 /// Runs `hone bench learning`.
 pub fn run(args: &BenchLearningArgs) -> anyhow::Result<()> {
@@ -37,10 +36,10 @@ pub fn run(args: &BenchLearningArgs) -> anyhow::Result<()> {
     // Seed by seed, so that a comparison that is cut short still compares.
     for seed in 1..=args.seeds {
         for method in &methods {
-            if lived.contains(&(method.name.to_owned(), seed)) {
+            if lived.contains(&(method.name.clone(), seed)) {
                 continue;
             }
-            tracing::info!(method = method.name, seed, "a life begins");
+            tracing::info!(method = %method.name, seed, "a life begins");
             let life = nursery.live(method, seed)?;
             if let Some(path) = &args.out {
                 append(path, &life)?;
@@ -48,7 +47,7 @@ pub fn run(args: &BenchLearningArgs) -> anyhow::Result<()> {
             lives.push(life);
         }
     }
-    let rows = report::rows(&lives, METHODS);
+    let rows = report::rows(&lives);
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&rows)?),
         false => println!("{}", report::table(&rows)),

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::life::Life;
-use super::method::Method;
+use super::method::place;
 
 /// One method. Field names are the `--json` contract.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -23,15 +23,25 @@ pub struct Row {
     pub corrections_mean: f64,
     /// Seconds of training.
     pub train_seconds_mean: f64,
+    /// Each life's sessions, by seed: `x` corrected, `o` content.
+    pub curves: Vec<String>,
 }
 
-/// Rows in the order of `methods`; methods without lives have none.
-pub fn rows(lives: &[Life], methods: &[Method]) -> Vec<Row> {
-    let of = |method: &Method| {
-        let own: Vec<&Life> = lives.iter().filter(|life| life.method == method.name).collect();
-        (!own.is_empty()).then(|| row(method.name, &own))
+/// One row per method, in the order in which methods are known.
+pub fn rows(lives: &[Life]) -> Vec<Row> {
+    let mut names: Vec<&str> = lives.iter().map(|life| life.method.as_str()).collect();
+    names.sort_by_key(|name| (place(name), *name));
+    names.dedup();
+    let of = |name: &str| {
+        let own: Vec<&Life> = lives.iter().filter(|life| life.method == name).collect();
+        row(name, &own)
     };
-    methods.iter().filter_map(of).collect()
+    names.into_iter().map(of).collect()
+}
+
+/// The sessions of a life in order: `x` corrected, `o` content.
+fn curve(life: &Life) -> String {
+    life.sessions.iter().map(|content| if *content { 'o' } else { 'x' }).collect()
 }
 
 fn row(method: &str, lives: &[&Life]) -> Row {
@@ -47,6 +57,7 @@ fn row(method: &str, lives: &[&Life]) -> Row {
         forgotten_nats: mean(&|life| life.forgotten_nats),
         corrections_mean: mean(&|life| life.corrections as f64),
         train_seconds_mean: mean(&|life| life.train_seconds),
+        curves: lives.iter().map(|life| curve(life)).collect(),
     }
 }
 
@@ -63,6 +74,7 @@ pub fn table(rows: &[Row]) -> String {
         "forgotten, nats/token",
         "corrections",
         "training, s",
+        "each life: x corrected, o content",
     ]);
     for row in rows {
         table.add_row([
@@ -74,6 +86,7 @@ pub fn table(rows: &[Row]) -> String {
             format!("{:.3}", row.forgotten_nats),
             format!("{:.1}", row.corrections_mean),
             format!("{:.0}", row.train_seconds_mean),
+            row.curves.join(" "),
         ]);
     }
     table.to_string()
@@ -81,7 +94,6 @@ pub fn table(rows: &[Row]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::method::METHODS;
     use super::*;
 
     #[test]
@@ -97,9 +109,10 @@ mod tests {
             updates: 10,
             train_seconds: 2.0,
         };
-        let rows = rows(&[life(1, Some(6), 6), life(2, None, 24)], METHODS);
+        let rows = rows(&[life(1, Some(6), 6), life(2, None, 24)]);
         assert_eq!(rows.len(), 1);
         assert_eq!((rows[0].sessions_mean, rows[0].never), (15.0, 1));
+        assert_eq!(rows[0].curves, ["xxxxxx", &"x".repeat(24)]);
         assert!(table(&rows).contains("opd"));
     }
 }
