@@ -311,6 +311,7 @@ fn a_finished_round_uses_up_its_train_split_and_an_abandoned_one_does_not() {
     assert_eq!(store.round_turns(&row.round_id).unwrap(), [(p, Split::Train)]);
     assert_eq!(store.unfinished_rounds().unwrap(), [row.clone()]);
     assert_eq!(store.trainable("chat", 9).unwrap().len(), 1, "the round is not finished");
+    let mut ended = 0;
     for (state, left) in [
         (RoundState::Abandoned, 1),
         (RoundState::Promoted, 0),
@@ -319,13 +320,25 @@ fn a_finished_round_uses_up_its_train_split_and_an_abandoned_one_does_not() {
     ] {
         row.state = state;
         row.finished_ms = Some(2);
+        assert!(store.round_is_open(&row.round_id).unwrap());
         store.update_round(&row).unwrap();
+        assert!(!store.round_is_open(&row.round_id).unwrap());
         assert_eq!(store.round(&row.round_id).unwrap(), Some(row.clone()));
         assert_eq!(store.last_round("chat").unwrap(), Some(row.clone()));
         assert_eq!(store.trainable("chat", 9).unwrap().len(), left, "{state}");
-        assert_eq!(store.counts().unwrap().rounds_finished(), 1);
+        ended += 1;
+        assert_eq!(store.counts().unwrap().rounds_finished(), ended);
+        row.state = RoundState::Training;
+        let again = store.update_round(&row);
+        assert!(matches!(again, Err(StoreError::RoundEnded(_))), "{state}: what ended stays so");
+        store.set_round_turns(&row.round_id, &[]).unwrap();
+        row.round_id = uuid::Uuid::now_v7().to_string();
+        row.finished_ms = None;
+        store.begin_round(&row).unwrap();
+        store.set_round_turns(&row.round_id, &[(p, Split::Train)]).unwrap();
     }
     row.state = RoundState::Promoted;
+    row.finished_ms = Some(2);
     store.update_round(&row).unwrap();
     store.set_round_turns(&row.round_id, &[(p, Split::Holdout)]).unwrap();
     assert_eq!(store.trainable("chat", 9).unwrap().len(), 1, "a holdout is not used up");

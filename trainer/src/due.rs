@@ -7,10 +7,33 @@
 
 use crate::sample::split::SPLIT_MIN;
 use hone_shared::policy::RoutePolicy;
-use hone_shared::store::{RoundRow, StoredTurn, VerdictRow};
+use hone_shared::store::{RoundRow, RoundState, StoredTurn, VerdictRow};
 use hone_shared::turn::TurnId;
 use serde_json::Value;
 use std::collections::HashSet;
+
+/// Key in a round's metrics: abandoned rounds directly before it.
+pub const ABANDONED_BEFORE: &str = "abandoned_before";
+/// Longest rest after abandoned rounds.
+const REST_MS_MAX: u64 = 3_600_000;
+
+/// How many rounds in a row, this one last, were abandoned.
+pub fn abandoned_in_a_row(last: &RoundRow) -> u64 {
+    match last.state {
+        RoundState::Abandoned => 1 + last.metrics[ABANDONED_BEFORE].as_u64().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Whether a route still rests: a round that ends abandoned leaves its samples free, so the same
+/// fault would begin and end rounds without a pause. The rest doubles with each, from `age_ms_max`.
+fn rests(route: &RoutePolicy, last: &RoundRow, now_ms: i64) -> bool {
+    let in_a_row = abandoned_in_a_row(last);
+    let (Some(ended_ms), 2..) = (last.finished_ms, in_a_row) else { return false };
+    let doubled = 1_u64 << (in_a_row - 2).min(20);
+    let rest_ms = route.round.age_ms_max.saturating_mul(doubled).min(REST_MS_MAX);
+    u64::try_from(now_ms - ended_ms).unwrap_or(0) < rest_ms
+}
 
 /// Whether a round of this route shall begin now, over `pool` (all its trainable turns).
 pub fn is_due(
@@ -20,6 +43,9 @@ pub fn is_due(
     now_ms: i64,
 ) -> bool {
     if !route.mode.trains() || pool.len() < SPLIT_MIN {
+        return false;
+    }
+    if last.is_some_and(|last| rests(route, last, now_ms)) {
         return false;
     }
     let seen: HashSet<TurnId> = last.map(|row| seen(&row.metrics)).unwrap_or_default();

@@ -68,3 +68,22 @@ fn a_route_that_does_not_learn_gets_no_round() {
     let route = observing.route("chat").unwrap();
     assert!(!is_due(route, &pool(&[0; 9]), None, 10 * HOUR));
 }
+
+#[test]
+fn issue_5_rounds_that_are_abandoned_again_and_again_rest_longer_and_longer() {
+    let route = route_policy();
+    let age_ms = i64::try_from(route.round.age_ms_max).unwrap();
+    let fresh = pool(&[0; 8]);
+    let abandoned = |before: u64| RoundRow {
+        state: RoundState::Abandoned,
+        finished_ms: Some(HOUR),
+        metrics: json!({"seen": [], ABANDONED_BEFORE: before}),
+        ..last(&[])
+    };
+    let waits = |before: u64, ms: i64| !is_due(&route, &fresh, Some(&abandoned(before)), HOUR + ms);
+    assert!(!waits(0, 0), "one fault does not keep anybody waiting");
+    assert!(waits(1, age_ms.min(HOUR) - 1) && !waits(1, age_ms.min(HOUR)));
+    assert!(waits(60, HOUR - 1) && !waits(60, HOUR), "and never over an hour");
+    assert_eq!(abandoned_in_a_row(&abandoned(3)), 4);
+    assert_eq!(abandoned_in_a_row(&last(&[])), 0);
+}

@@ -102,9 +102,8 @@ impl External<'_> {
             }
         };
         let ended = self.watch(&mut child, stop);
-        if !matches!(ended, Ok(Watched::Ended(_))) {
-            end(&mut child);
-        }
+        // Also after its own end: a launcher's workers may outlive it.
+        end(&mut child);
         let _ = fs::remove_file(dir.join(PID));
         match ended.map_err(at(&dir))? {
             Watched::Stop => Ok(ExternalEnd::Interrupted),
@@ -245,6 +244,11 @@ fn end(child: &mut Child) {
     // Also what its leader has left behind.
     let _ = kill_process_group(group, Signal::Kill);
     let _ = child.wait();
+}
+
+/// Ends the command that a killed trainer left running in this round's directory, if there is one.
+pub fn end_leftover_of(round: &Path) {
+    end_leftover(&round.join("external").join(PID));
 }
 
 /// Ends the command of a trainer that was killed, if it still runs: the same process by its number

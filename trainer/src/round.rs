@@ -12,7 +12,7 @@
 //! | publishing   | generation in the registry | publishes again: every step is idempotent     |
 //!
 //! A route whose learning is turned off meanwhile gets no further: its round ends, abandoned, at the
-//! next step, and within training at the next update.
+//! next step, and within training at the next update; so does a round that `hone forget` has ended.
 //!
 //! Invariant: a round ends in exactly one of promoted, refused (by the gate), failed (an anomaly),
 //! abandoned (a fault that is not its samples': they are free again), with a reason.
@@ -74,6 +74,17 @@ pub fn run(
     row: &mut RoundRow,
     policies: &impl Policies,
 ) -> Result<End, RoundError> {
+    match stages(shop, row, policies) {
+        Err(RoundError::Store(StoreError::RoundEnded(_))) => parts::ended_elsewhere(shop, row),
+        ended => ended,
+    }
+}
+
+fn stages(
+    shop: &mut Workshop,
+    row: &mut RoundRow,
+    policies: &impl Policies,
+) -> Result<End, RoundError> {
     let ground = match Ground::of(shop, row, &policies.current())? {
         Ok(ground) => ground,
         Err(reason) => return finish(shop, row, RoundState::Abandoned, reason),
@@ -101,12 +112,12 @@ pub fn run(
     advance(shop, row, RoundState::Training)?;
     let plan = parts::plan(shop, &ground, &batch)?;
     let stop = shop.shutdown.clone();
-    let learns = parts::learns(&ground.route.name, policies);
-    let candidate = match training::train(shop, row, &ground, &plan, &work, &learns)? {
+    let goes_on = parts::goes_on(shop, row, policies)?;
+    let candidate = match training::train(shop, row, &ground, &plan, &work, &goes_on)? {
         Ok(candidate) => candidate,
         Err(end) => return Ok(end),
     };
-    if !learns() {
+    if !goes_on() {
         return parts::turned_off(shop, row);
     }
 
@@ -122,12 +133,13 @@ pub fn run(
         train: &ground.route.train,
         gate: &ground.gate,
     };
-    let report = gate::examine(compute.as_mut(), &shop.renderer, &case);
-    // A stop while gating is looked at below; the plot is for people and never in the way.
+    let report = match gate::examine(compute.as_mut(), &shop.renderer, &case) {
+        // It may also have been refused for want of an answer.
+        _ if stop.is_cancelled() => return parts::interrupted(&work),
+        examined => examined?,
+    };
+    // For people, and never in the way.
     work.plot(&gate::plot::svg(&work.metrics()?, &report, &row.round_id));
-    if stop.is_cancelled() {
-        return parts::interrupted(&work); // It may have been refused for want of an answer.
-    }
     row.metrics["gate"] = json!(report);
     drop(compute); // Its memory is needed by the engine that loads the candidate.
     if !report.passed {

@@ -45,7 +45,7 @@ impl Run {
         let mut shop = self.workshop();
         let set = policies(edits);
         let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
-        let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+        let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
         let end = run(&mut shop, &mut row, &set).unwrap();
         (end, shop.store.round(&row.round_id).unwrap().unwrap())
     }
@@ -121,7 +121,7 @@ fn a_round_publishes_nothing_once_a_turn_of_it_was_forgotten() {
     let it = prepared(CORRECTION);
     let (mut shop, set) = (it.workshop(), policies(&[EASY]));
     let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
-    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
     let (data, kernels, turn) = (shop.data.clone(), shop.kernels.clone(), pool[0].0.turn_id);
     // The samples are drawn when the kernels are made.
     shop.kernels = std::sync::Arc::new(move |dir, threads, precision| {
@@ -166,7 +166,7 @@ fn an_engine_that_is_away_delays_the_promotion_and_loses_nothing() {
     let mut shop = it.lab.workshop(&nobody(), it.runtime.handle().clone());
     let set = policies(&[EASY]);
     let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
-    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
     assert!(matches!(run(&mut shop, &mut row, &set).unwrap(), End::Later(_)));
     let mut shop = it.workshop();
     let mut row = shop.store.unfinished_rounds().unwrap().remove(0);
@@ -202,7 +202,7 @@ fn a_round_that_kills_the_trainer_again_and_again_is_given_up() {
     let mut shop = it.workshop();
     let set = policies(&[]);
     let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
-    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
     let work = WorkDir::open(&shop.data.rounds_dir(), &row.round_id).unwrap();
     for _ in 0..STARTS_MAX {
         work.count_start().unwrap();
@@ -287,7 +287,7 @@ fn a_round_that_is_stopped_in_training_or_in_its_gate_waits_for_the_next_start()
     let it = prepared(CORRECTION);
     let set = policies(&[EASY]);
     let pool = it.workshop().store.trainable("chat", POOL_MAX).unwrap();
-    let mut row = begin(&mut it.workshop(), set.route("chat").unwrap(), &pool).unwrap();
+    let mut row = begin(&mut it.workshop(), set.route("chat").unwrap(), &pool, None).unwrap();
     // Kernels are made once for training and once for the gate. More often than a round that
     // crashes would be started.
     for (stopped_in, call) in
@@ -329,7 +329,7 @@ fn kill_nine_in_the_middle_of_training_changes_not_one_byte_of_the_adapter() {
     let set = policies(&[EASY]);
     let mut shop = it.workshop();
     let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
-    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
     shop.store.checkpoint().unwrap();
     let copy = tempfile::tempdir().unwrap();
     copy_dir(it.lab.data.path(), copy.path());
@@ -388,7 +388,7 @@ fn a_route_whose_learning_is_turned_off_gets_no_further_and_keeps_its_samples() 
     let set = policies(&[EASY]);
     let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
     while n < 1_000 {
-        let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool).unwrap();
+        let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
         let turning = TurnedOff { n, asked: Default::default() };
         let end = run(&mut shop, &mut row, &turning).unwrap();
         if turning.asked.get() < n {
@@ -401,6 +401,52 @@ fn a_route_whose_learning_is_turned_off_gets_no_further_and_keeps_its_samples() 
         n += 1;
     }
     assert!(n > 5, "a round asks before every update, the gate and publishing: {n}");
+}
+
+#[test]
+fn issue_5_what_forget_has_ended_stays_ended_and_its_training_is_not_taken_up() {
+    let it = prepared(CORRECTION);
+    let set = policies(&[EASY]);
+    let mut shop = it.workshop();
+    let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
+    let (data, turn) = (shop.data.clone(), pool[0].0.turn_id);
+    let samples = shop.data.rounds_dir().join(&row.round_id).join("samples.json");
+    let there = samples.clone();
+    // In the middle of training, with the samples frozen and a checkpoint under way.
+    shop.kernels = watched_kernels(move |_, now| {
+        if now == "gradient" && there.exists() {
+            let subject = hone_shared::forget::Subject::Turn(turn);
+            hone_shared::forget::run(&data, &subject, &Default::default()).unwrap();
+        }
+    });
+    let end = run(&mut shop, &mut row, &set).unwrap();
+    assert_eq!(end, End::Finished(RoundState::Abandoned));
+    assert_eq!(shop.store.round(&row.round_id).unwrap().unwrap().state, RoundState::Abandoned);
+    assert!(shop.store.unfinished_rounds().unwrap().is_empty());
+    let left = samples.parent().unwrap();
+    assert!(!samples.exists() && !left.join("checkpoint.safetensors").exists());
+    assert_eq!(shop.registry.list().unwrap(), []);
+}
+
+#[test]
+fn issue_5_a_round_whose_candidate_serves_is_promoted_whatever_went_wrong_afterwards() {
+    let it = prepared(CORRECTION);
+    let (_, done) = it.round(&[EASY]);
+    let mut shop = it.workshop();
+    // As a crash leaves it between the move of the alias and the record of the end.
+    let round_id = uuid::Uuid::now_v7().to_string();
+    let (state, finished_ms) = (RoundState::Publishing, None);
+    let mut row = RoundRow { round_id, state, finished_ms, ..done.clone() };
+    shop.store.begin_round(&row).unwrap();
+    abandon(&mut shop, &mut row, "a fault".into()).unwrap();
+    assert_eq!((row.state, row.candidate), (RoundState::Promoted, done.candidate));
+    // An alias that names another generation promotes nothing.
+    let (round_id, candidate) = (uuid::Uuid::now_v7().to_string(), Some(Generation::base()));
+    let mut other = RoundRow { round_id, state, finished_ms, candidate, ..done };
+    shop.store.begin_round(&other).unwrap();
+    abandon(&mut shop, &mut other, "a fault".into()).unwrap();
+    assert_eq!(other.state, RoundState::Abandoned);
 }
 
 #[path = "round_external_tests.rs"]

@@ -165,23 +165,32 @@ fn round_thread(
     poll: Duration,
 ) -> Result<(), TrainerError> {
     check_aliases(shop)?;
+    let mut tainted = 0;
+    while !shop.shutdown.is_cancelled() {
+        tainted = retire_tainted(shop, tainted);
+        // Unfinished ones first: those of an earlier run, and one whose end could not be recorded.
+        if let Err(error) = resume(shop, policies).and_then(|()| look_around(shop, policies)) {
+            tracing::error!(%error, "no round could be begun or ended; trying again");
+        }
+        let stop = shop.shutdown.clone();
+        shop.handle.block_on(pause(&stop, poll));
+    }
+    Ok(())
+}
+
+/// Carries every unfinished round on, and removes the files of rounds long past.
+fn resume(shop: &mut Workshop, policies: &PolicyWatch) -> Result<(), TrainerError> {
     let unfinished = shop.store.unfinished_rounds()?;
     let ids: Vec<String> = unfinished.iter().map(|row| row.round_id.clone()).collect();
     if let Err(error) = work::prune(&shop.data.rounds_dir(), &ids) {
         tracing::warn!(%error, "old round files stay");
     }
     for mut row in unfinished {
+        if shop.shutdown.is_cancelled() {
+            return Ok(());
+        }
         tracing::info!(round = row.round_id, state = %row.state, "resuming");
         drive(shop, &mut row, policies)?;
-    }
-    let mut tainted = 0;
-    while !shop.shutdown.is_cancelled() {
-        tainted = retire_tainted(shop, tainted);
-        if let Err(error) = look_around(shop, policies) {
-            tracing::error!(%error, "no round could be begun; trying again");
-        }
-        let stop = shop.shutdown.clone();
-        shop.handle.block_on(pause(&stop, poll));
     }
     Ok(())
 }
@@ -227,7 +236,7 @@ fn begin_if_due(
     if !is_due(route, &pool, last.as_ref(), now_ms()) {
         return Ok(None);
     }
-    Ok(Some(round::begin(shop, route, &pool)?))
+    Ok(Some(round::begin(shop, route, &pool, last.as_ref())?))
 }
 
 /// Runs a round to its end, through an engine that is away for a while.

@@ -113,19 +113,23 @@ impl WorkDir {
         self.put(SAMPLES, |file| file.write_all(&json))
     }
 
-    /// The last checkpoint, if there is one.
-    pub fn checkpoint(&self, model: &ModelConfig) -> Result<Option<Checkpoint>, WorkError> {
+    /// The last checkpoint of the plan with this fingerprint, if there is one.
+    pub fn checkpoint(
+        &self,
+        model: &ModelConfig,
+        plan: &str,
+    ) -> Result<Option<Checkpoint>, WorkError> {
         let path = self.0.join(CHECKPOINT);
         if !path.exists() {
             return Ok(None);
         }
-        Ok(Some(Checkpoint::read(&path, model)?))
+        Ok(Checkpoint::read(&path, model, plan)?)
     }
 
     /// Replaces the checkpoint.
-    pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), WorkError> {
+    pub fn save(&self, checkpoint: &Checkpoint, plan: &str) -> Result<(), WorkError> {
         let (temporary, path) = (self.temporary(CHECKPOINT), self.0.join(CHECKPOINT));
-        checkpoint.write(&temporary)?;
+        checkpoint.write(&temporary, plan)?;
         File::open(&temporary).and_then(|f| f.sync_all()).map_err(at(&temporary))?;
         fs::rename(&temporary, &path).map_err(at(&path))?;
         sync_dir(&self.0)
@@ -174,6 +178,7 @@ impl WorkDir {
 
     /// Removes what only an unfinished round needs; metrics, plot and log stay.
     pub fn close(&self) {
+        crate::external::end_leftover_of(&self.0);
         let external = self.0.join(EXTERNAL);
         if let Err(error) = fs::remove_dir_all(&external)
             && error.kind() != io::ErrorKind::NotFound

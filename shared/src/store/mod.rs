@@ -93,6 +93,9 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The round is in a final state: somebody else ended it.
+    #[error("store: round `{0}` has ended")]
+    RoundEnded(String),
     /// The row that is to be changed is not there.
     #[error("store: there is no {what} `{id}`")]
     Missing {

@@ -141,6 +141,9 @@ pub struct RoundRow {
 const COLUMNS: &str =
     "round_id, route, state, started_ms, finished_ms, incumbent, candidate, reason, metrics";
 
+/// In no final state.
+const OPEN: &str = "state IN ('sampling', 'training', 'gating', 'publishing')";
+
 type Raw = (String, String, String, i64, Option<i64>, String, Option<String>, String, String);
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<Raw> {
@@ -181,16 +184,25 @@ impl Store {
         self.put_round(&sql, row).map(|_| ())
     }
 
-    /// Overwrites a round's row. Errors: there is none.
+    /// Overwrites the row of a round that has not ended. Errors: there is none, or
+    /// [`StoreError::RoundEnded`]: what was ended (by `forget`, say) stays ended.
     pub fn update_round(&self, row: &RoundRow) -> Result<()> {
         let sql = format!(
             "UPDATE rounds SET ({COLUMNS}) = (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
-             WHERE round_id = ?1"
+             WHERE round_id = ?1 AND {OPEN}"
         );
+        let id = || row.round_id.clone();
         match self.put_round(&sql, row)? {
-            0 => Err(StoreError::Missing { what: "round", id: row.round_id.clone() }),
+            0 if self.round(&row.round_id)?.is_some() => Err(StoreError::RoundEnded(id())),
+            0 => Err(StoreError::Missing { what: "round", id: id() }),
             _ => Ok(()),
         }
+    }
+
+    /// Whether a round is there and in no final state.
+    pub fn round_is_open(&self, round_id: &str) -> Result<bool> {
+        let sql = format!("SELECT 1 FROM rounds WHERE round_id = ?1 AND {OPEN}");
+        Ok(self.conn.prepare_cached(&sql)?.exists([round_id])?)
     }
 
     fn put_round(&self, sql: &str, row: &RoundRow) -> Result<usize> {
@@ -225,8 +237,7 @@ impl Store {
 
     /// Rounds that are in no final state, oldest first.
     pub fn unfinished_rounds(&self) -> Result<Vec<RoundRow>> {
-        let open = "state IN ('sampling', 'training', 'gating', 'publishing')";
-        let mut rows = self.rounds_where(open, &[], 1000)?;
+        let mut rows = self.rounds_where(OPEN, &[], 1000)?;
         rows.reverse();
         Ok(rows)
     }

@@ -154,18 +154,20 @@ impl Store {
 
     /// Turns of a route that a round can learn from, oldest first: a verdict that is not 0, or
     /// hints, a demonstration or an outcome of its episode; not yet in the train split of a
-    /// finished round, nor held out in three of them.
+    /// finished round, nor held out in three of them. Where there are more than `limit`, the newest:
+    /// turns that no round can use must not hide the ones that come after them.
     pub fn trainable(&self, route: &str, limit: usize) -> Result<Vec<(StoredTurn, VerdictRow)>> {
         let sql = format!(
             "SELECT v.turn, {COLUMNS} FROM verdicts v JOIN turns t ON t.id = v.turn
-             WHERE t.route = ?1 AND {TRAINABLE} ORDER BY t.id LIMIT ?2"
+             WHERE t.route = ?1 AND {TRAINABLE} ORDER BY t.id DESC LIMIT ?2"
         );
         let mut find = self.conn.prepare_cached(&sql)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let rows = find
             .query_map(params![route, limit], |row| Ok((row.get::<_, i64>(0)?, from_row(row, 1)?)))?
             .collect::<rusqlite::Result<Vec<_>>>()?;
-        rows.into_iter().map(|(id, raw)| Ok((self.turn_row(id)?, raw.finish()?))).collect()
+        let oldest_first = rows.into_iter().rev();
+        oldest_first.map(|(id, raw)| Ok((self.turn_row(id)?, raw.finish()?))).collect()
     }
 }
 

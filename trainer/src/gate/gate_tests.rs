@@ -91,7 +91,7 @@ fn examine_noise(noise: f32, holdout: usize) -> Report {
         train: &train,
         gate: &gate,
     };
-    examine(&mut compute, &renderer, &case)
+    examine(&mut compute, &renderer, &case).unwrap()
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Gate: a candidate is published only if it proves, on turns it has not learned from, that it is
 //! better at what it was trained for, and on neutral prompts that it is still itself.
 //!
-//! Invariant: fails closed. No held-out turns, no neutral prompts, a number that is not finite, an
-//! error: the candidate is refused, with the reason and every number.
+//! Invariant: fails closed. No held-out turns, no neutral prompts, a number that is not finite: the
+//! candidate is refused, with the reason and every number. An error of the machine is no verdict.
 
 mod neutral;
 pub mod plot;
@@ -80,14 +80,20 @@ pub struct Case<'a> {
     pub gate: &'a GatePolicy,
 }
 
-/// Examines a candidate; an error while measuring is a refusal.
-pub fn examine(compute: &mut dyn Compute, renderer: &Renderer, case: &Case<'_>) -> Report {
+/// Examines a candidate. What cannot be measured is refused; kernels that fail are an error, because
+/// that says nothing about the candidate.
+pub fn examine(
+    compute: &mut dyn Compute,
+    renderer: &Renderer,
+    case: &Case<'_>,
+) -> Result<Report, ComputeError> {
     if case.holdout.is_empty() {
-        return Report::refused(case.gate, "no held-out turns to test on".into());
+        return Ok(Report::refused(case.gate, "no held-out turns to test on".into()));
     }
     let prompts = neutral_prompts(renderer, case.gate);
     if prompts.is_empty() {
-        return Report::refused(case.gate, "the gate policy has no usable neutral prompts".into());
+        let why = "the gate policy has no usable neutral prompts";
+        return Ok(Report::refused(case.gate, why.into()));
     }
     let params = |index: u64| SampleParams {
         temperature: case.train.temperature as f32,
@@ -116,8 +122,11 @@ pub fn examine(compute: &mut dyn Compute, renderer: &Renderer, case: &Case<'_>) 
         Ok((signal, neutral?))
     });
     match measured {
-        Ok((signal, neutral)) => judge(case.gate, signal, neutral),
-        Err(error) => Report::refused(case.gate, format!("the gate could not measure: {error}")),
+        Ok((signal, neutral)) => Ok(judge(case.gate, signal, neutral)),
+        Err(GateError::Compute(error)) => Err(error),
+        Err(error) => {
+            Ok(Report::refused(case.gate, format!("the gate could not measure: {error}")))
+        }
     }
 }
 

@@ -75,7 +75,7 @@ impl Garden {
             train: &train,
             gate: &self.gate,
         };
-        examine(&mut self.compute, &self.renderer, &case)
+        examine(&mut self.compute, &self.renderer, &case).unwrap()
     }
 }
 

@@ -187,8 +187,10 @@ async fn after_training_feedback_is_kept_and_changes_nothing_and_during_a_round_
     pass(&mut lab).await;
     assert_eq!(verdict_of(&lab, turn).source, "rule:approval");
     assert_eq!(used(&lab, turn, id), Some(false), "seen, and too late");
-    round.state = RoundState::Abandoned;
-    lab.store.update_round(&round).unwrap();
+    lab.store.set_round_turns("r1", &[]).unwrap();
+    (round.round_id, round.state) = ("r2".into(), RoundState::Abandoned);
+    lab.store.begin_round(&round).unwrap();
+    lab.store.set_round_turns("r2", &[(turn, Split::Train)]).unwrap();
     say(&mut lab, turn, &[Part::Thumb(-1.0)], 1.0);
     pass(&mut lab).await;
     assert_eq!(verdict_of(&lab, turn).source, "feedback", "an abandoned round used nothing up");

@@ -4,6 +4,7 @@
 
 use super::{End, RoundError};
 use crate::compute::Compute;
+use crate::due::{ABANDONED_BEFORE, abandoned_in_a_row};
 use crate::publish::{self, Move, PublishError, Publisher};
 use crate::sample::Batch;
 use crate::sample::preview::Source;
@@ -16,7 +17,7 @@ use hone_shared::policy::{
     GatePolicy, JudgePolicy, Policies, PolicySet, Precision, RoutePolicy, Teacher,
 };
 use hone_shared::registry::{AliasState, ManifestDraft};
-use hone_shared::store::{RoundRow, RoundState, StoredTurn, VerdictRow};
+use hone_shared::store::{RoundRow, RoundState, Store, StoredTurn, VerdictRow};
 use hone_shared::turn::{Generation, TurnId};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,9 +65,30 @@ fn no_longer(route: &str) -> String {
     format!("route `{route}` does not learn any more")
 }
 
-/// Whether a route learns as of the moment of asking.
-pub fn learns<'a>(route: &'a str, policies: &'a impl Policies) -> impl Fn() -> bool + 'a {
-    move || policies.current().route(route).is_some_and(|route| route.mode.trains())
+/// Whether a round goes on as of the moment of asking: its route learns, and nobody has ended it
+/// (`hone forget` does).
+pub fn goes_on<'a, P: Policies>(
+    shop: &Workshop,
+    row: &RoundRow,
+    policies: &'a P,
+) -> Result<impl Fn() -> bool + use<'a, P>, RoundError> {
+    let store = Store::open(&shop.data.store_path())?;
+    let (route, id) = (row.route.clone(), row.round_id.clone());
+    Ok(move || {
+        let learns = policies.current().route(&route).is_some_and(|route| route.mode.trains());
+        // A store that cannot be asked now is asked again after the next update.
+        learns && store.round_is_open(&id).unwrap_or(true)
+    })
+}
+
+/// Ends the work of a round whose row somebody else has ended; the row stays as it is.
+pub fn ended_elsewhere(shop: &Workshop, row: &mut RoundRow) -> Result<End, RoundError> {
+    if let Some(ended) = shop.store.round(&row.round_id)? {
+        *row = ended;
+    }
+    WorkDir::open(&shop.data.rounds_dir(), &row.round_id)?.close();
+    tracing::warn!(round = row.round_id, state = %row.state, reason = row.reason, "round was ended");
+    Ok(End::Finished(row.state))
 }
 
 /// Kernels for a step of the round. They give up when the trainer stops.
@@ -97,6 +119,7 @@ pub fn begin(
     shop: &mut Workshop,
     route: &RoutePolicy,
     pool: &[(StoredTurn, VerdictRow)],
+    last: Option<&RoundRow>,
 ) -> Result<RoundRow, RoundError> {
     let alias = shop.registry.alias(&route.alias)?;
     let seen: Vec<TurnId> = pool.iter().map(|(turn, _)| turn.turn_id).collect();
@@ -114,6 +137,7 @@ pub fn begin(
             "alias_sequence": alias.sequence,
             "base_model": shop.base_hash,
             "seen": seen,
+            ABANDONED_BEFORE: last.map_or(0, abandoned_in_a_row),
         }),
     };
     shop.store.begin_round(&row)?;
@@ -251,14 +275,31 @@ pub fn finish(
     state: RoundState,
     reason: String,
 ) -> Result<End, RoundError> {
+    let (state, reason) = match serves(shop, row) {
+        true => (RoundState::Promoted, "passed the gate".to_owned()),
+        false => (state, reason),
+    };
     row.state = state;
     row.reason = reason;
     row.finished_ms = Some(now_ms());
     shop.store.update_round(row)?;
-    WorkDir::open(&shop.data.rounds_dir(), &row.round_id)?.close();
+    match WorkDir::open(&shop.data.rounds_dir(), &row.round_id) {
+        Ok(work) => work.close(),
+        Err(error) => tracing::warn!(round = row.round_id, %error, "cannot remove its files"),
+    }
     let candidate = row.candidate.as_ref().map(Generation::short);
     tracing::info!(round = row.round_id, state = %state, candidate, reason = row.reason, "round ended");
     Ok(End::Finished(state))
+}
+
+/// Whether the round's candidate is what its alias names: whatever went wrong after the alias moved,
+/// the round has promoted it.
+fn serves(shop: &Workshop, row: &RoundRow) -> bool {
+    let alias = shop.registry.alias(text(&row.metrics, "alias")).ok();
+    let named = alias.map(|alias| alias.generation);
+    row.candidate.is_some()
+        && row.candidate == named
+        && row.candidate.as_ref() != Some(&row.incumbent)
 }
 
 /// Records a round that cannot be carried on through no fault of its samples: they are free again.

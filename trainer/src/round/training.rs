@@ -23,11 +23,11 @@ pub fn train(
     ground: &Ground,
     plan: &Plan,
     work: &WorkDir,
-    learns: &dyn Fn() -> bool,
+    goes_on: &dyn Fn() -> bool,
 ) -> Result<Result<Lora, End>, RoundError> {
     match &ground.route.train.external {
-        None => native(shop, row, ground, plan, work, learns),
-        Some(policy) => external(shop, row, (ground, policy), plan, work, learns),
+        None => native(shop, row, ground, plan, work, goes_on),
+        Some(policy) => external(shop, row, (ground, policy), plan, work, goes_on),
     }
 }
 
@@ -38,12 +38,12 @@ fn native(
     ground: &Ground,
     plan: &Plan,
     work: &WorkDir,
-    learns: &dyn Fn() -> bool,
+    goes_on: &dyn Fn() -> bool,
 ) -> Result<Result<Lora, End>, RoundError> {
     let recipe = &ground.route.train;
     let mut compute = parts::compute(shop, recipe.threads, recipe.precision)?;
     let stop = shop.shutdown.clone();
-    let ends = || stop.is_cancelled() || !learns();
+    let ends = || stop.is_cancelled() || !goes_on();
     let trained = match train::train(compute.as_mut(), plan, work, &ends) {
         Ok(TrainEnd::Interrupted) | Err(TrainError::Compute(ComputeError::Interrupted))
             if stop.is_cancelled() =>
@@ -70,7 +70,7 @@ fn external(
     (ground, policy): (&Ground, &ExternalPolicy),
     plan: &Plan,
     work: &WorkDir,
-    learns: &dyn Fn() -> bool,
+    goes_on: &dyn Fn() -> bool,
 ) -> Result<Result<Lora, End>, RoundError> {
     let from = |generation| shop.registry.get(generation).ok().map(|found| found.path);
     let continues = ground.route.train.warm_start && !row.incumbent.is_base();
@@ -86,7 +86,7 @@ fn external(
     let exporter = Exporter { store: &shop.store, renderer: &shop.renderer, hint_label };
     let rows = || exporter.rows(&plan.samples, "train");
     let stop = shop.shutdown.clone();
-    match it.run(&rows, &|| stop.is_cancelled() || !learns())? {
+    match it.run(&rows, &|| stop.is_cancelled() || !goes_on())? {
         ExternalEnd::Adapter(candidate) => {
             row.metrics["external"] = json!(policy.command.first());
             Ok(Ok(candidate))

@@ -14,6 +14,7 @@ use hone_shared::policy::{RoundPolicy, TrainPolicy};
 use hone_shared::store::{Split, Store, StoreError, StoredTurn, VerdictRow};
 use hone_shared::turn::{Generation, Outcome, TurnId};
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 
 /// Extra tokens a hinted prompt may have beyond `prompt_tokens_max`.
@@ -220,7 +221,8 @@ impl Sampler<'_> {
         self.check_length(&prompt, &teachers)?;
         let (message, finish) = (&answer.message, answer.finish_reason.as_deref());
         let limit = self.train.reply_tokens_max;
-        let reply = self.renderer.reply(&turn.messages, tools, message, finish, limit)?;
+        let ending = finish.filter(|_| !has_stop_strings(&turn.params));
+        let reply = self.renderer.reply(&turn.messages, tools, message, ending, limit)?;
         let said = reply.tokens.len() - usize::from(reply.ended);
         if let Some(reason) = garbage(&reply.tokens[..said]) {
             return Err(reason);
@@ -250,11 +252,7 @@ impl Sampler<'_> {
     }
 
     /// What a person would have answered, as tokens.
-    fn demonstration(
-        &self,
-        turn: &StoredTurn,
-        message: &serde_json::Value,
-    ) -> Result<Vec<u32>, Reason> {
+    fn demonstration(&self, turn: &StoredTurn, message: &Value) -> Result<Vec<u32>, Reason> {
         let (tools, limit) = (turn.params.get("tools"), self.train.reply_tokens_max);
         let reply = self.renderer.reply(&turn.messages, tools, message, Some("stop"), limit)?;
         let said = reply.tokens.len() - usize::from(reply.ended);
@@ -294,4 +292,15 @@ fn fate(turn: &StoredTurn, verdict: &VerdictRow, note: &Note) -> Fate {
         outcome: note.outcome,
         task: note.task.clone(),
     }
+}
+
+/// Whether a string of the client's may have ended the answer; then nobody knows whether the model
+/// would have, and no end token is learned.
+fn has_stop_strings(params: &Value) -> bool {
+    let given = |key| match params.get(key) {
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Array(list)) => !list.is_empty(),
+        _ => false,
+    };
+    given("stop") || given("stop_sequences")
 }

@@ -25,6 +25,57 @@ const ABOUT_THE_REPLY: [&str; 12] = [
     "your reply is ",
     "your reply was ",
 ];
+/// …and the words that only pass judgement, or go with them. "It's 42, not 41." has others.
+const JUDGEMENT: [&str; 48] = [
+    "a",
+    "all",
+    "an",
+    "and",
+    "answer",
+    "asked",
+    "at",
+    "awful",
+    "bad",
+    "bit",
+    "boring",
+    "clear",
+    "completely",
+    "confusing",
+    "correct",
+    "far",
+    "for",
+    "good",
+    "great",
+    "helpful",
+    "i",
+    "incorrect",
+    "just",
+    "little",
+    "long",
+    "me",
+    "much",
+    "nice",
+    "no",
+    "nonsense",
+    "not",
+    "quite",
+    "really",
+    "right",
+    "short",
+    "so",
+    "still",
+    "the",
+    "too",
+    "totally",
+    "useless",
+    "vague",
+    "verbose",
+    "very",
+    "wanted",
+    "way",
+    "what",
+    "wrong",
+];
 /// …and whole sentences that say nothing else.
 const EXCLAMATIONS: [&str; 8] =
     ["no", "nope", "wrong", "too long", "way too long", "too short", "not like that", "hm"];
@@ -61,8 +112,14 @@ fn is_judgement(sentence: &str) -> bool {
     let lower = sentence.to_lowercase();
     let bare = lower.trim_matches(|c: char| !c.is_alphanumeric());
     EXCLAMATIONS.contains(&bare)
-        || ABOUT_THE_REPLY.iter().any(|start| lower.starts_with(start))
-            && !lower.contains(" should")
+        || ABOUT_THE_REPLY
+            .iter()
+            .find_map(|start| lower.strip_prefix(start))
+            .is_some_and(|said| words(said).all(|word| JUDGEMENT.contains(&word)))
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty())
 }
 
 /// Splits after `.`, `!` or `?` followed by white space.
@@ -95,6 +152,9 @@ mod tests {
             ),
             ("No! Use plain words, please.", "Use plain words, please."),
             ("Answer in French.", "Answer in French."),
+            ("It's 42, not 41. Check the sum again.", "It's 42, not 41. Check the sum again."),
+            ("This is Rust. Rewrite it with Result.", "This is Rust. Rewrite it with Result."),
+            ("That's not what I asked. Name three rivers.", "Name three rivers."),
             ("This should be in French. Nothing else.", "This should be in French. Nothing else."),
         ];
         for (hint, want) in cases {

@@ -106,6 +106,22 @@ fn a_reply_that_was_cut_has_no_end_token() {
 }
 
 #[test]
+fn issue_5_a_reply_that_a_stop_string_may_have_ended_has_no_end_token() {
+    let desk = desk();
+    for (params, ended) in [
+        (json!({"stop": ["\nObservation:"]}), false),
+        (json!({"stop": "###"}), false),
+        (json!({"stop_sequences": ["x"]}), false),
+        (json!({"stop": null, "stop_sequences": []}), true),
+    ] {
+        let turn = StoredTurn { params, ..stored_turn("s", "q", "some words", "stop") };
+        let sample = only(&desk, turn.clone(), verdict(&turn, -1, &[HINT])).unwrap();
+        let last = sample.response.last().unwrap();
+        assert_eq!((sample.ended, desk.renderer.eos().contains(last)), (ended, ended));
+    }
+}
+
+#[test]
 fn a_reply_longer_than_the_cap_is_cut_there_and_does_not_end() {
     let desk = desk();
     let turn = stored_turn("s", "q", &"several quick brown words ".repeat(9), "stop");

@@ -46,12 +46,19 @@ pub fn hold_out(
         .map(|session| (rank(secret, session), *session))
         .collect();
     ranked.sort_unstable();
-    for (_, session) in ranked {
-        let size = sizes.get(session).copied().unwrap_or(0);
-        if count + size < total && (held.is_empty() || count + size <= want) {
-            held.push(session);
-            count += size;
+    let size = |session: &Session| sizes.get(session).copied().unwrap_or(0);
+    for (_, session) in &ranked {
+        if count + size(session) <= want {
+            held.push(*session);
+            count += size(session);
         }
+    }
+    // None is small enough: the smallest, so that the longest conversation teaches.
+    let smallest = ranked.iter().min_by_key(|(rank, session)| (size(session), *rank));
+    if let (true, Some((_, session))) = (held.is_empty(), smallest)
+        && size(session) < total
+    {
+        held.push(*session);
     }
     if held.is_empty() {
         // Nothing else to test on: the newest turns.
@@ -106,6 +113,15 @@ mod tests {
             }
         }
         assert_eq!(held(&split(&["a", "b", "c"], 0.5)), 0);
+    }
+
+    #[test]
+    fn the_long_conversation_teaches_and_the_short_one_tests() {
+        for secret in 0..20 {
+            let sessions = named(&["a", "a", "b", "a", "b", "a"]);
+            let parts = hold_out(&[secret; 32], &sessions, &BTreeMap::new(), 0.2);
+            assert_eq!(parts, [false, false, true, false, true, false], "key {secret}");
+        }
     }
 
     #[test]

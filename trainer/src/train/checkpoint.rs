@@ -4,13 +4,16 @@
 //! order, and `step`, `rank`, `alpha`, `plan` as metadata. There is no random state to keep: every
 //! seed is derived from the policy's seed and the step.
 //!
-//! Invariant: what is read back is bit for bit what was written, or an error.
+//! Invariant: what is read back is bit for bit what was written, or an error; and it is taken up only
+//! by the plan that wrote it (other samples, another start or another recipe begin anew).
 
 use super::Plan;
 use super::adamw::AdamW;
 use hone_model::config::ModelConfig;
 use hone_model::lora::Lora;
+use hone_shared::policy::TrainPolicy;
 use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
@@ -48,9 +51,10 @@ impl Checkpoint {
         Self { adam: AdamW::new(&adapter), adapter }
     }
 
-    /// Writes the file at `path`; not atomic by itself.
-    pub fn write(&self, path: &Path) -> Result<(), CheckpointError> {
+    /// Writes the file at `path`, marked with the plan's fingerprint; not atomic by itself.
+    pub fn write(&self, path: &Path, plan: &str) -> Result<(), CheckpointError> {
         let meta = HashMap::from([
+            ("plan".to_owned(), plan.to_owned()),
             ("step".to_owned(), self.adam.step.to_string()),
             ("rank".to_owned(), self.adapter.rank.to_string()),
             ("alpha".to_owned(), self.adapter.alpha.to_string()),
@@ -69,11 +73,18 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Reads the file at `path` for a model of these shapes.
-    pub fn read(path: &Path, model: &ModelConfig) -> Result<Self, CheckpointError> {
+    /// Reads the file at `path` for a model of these shapes; `None`: another plan wrote it.
+    pub fn read(
+        path: &Path,
+        model: &ModelConfig,
+        plan: &str,
+    ) -> Result<Option<Self>, CheckpointError> {
         let bytes = std::fs::read(path)?;
         let (_, header) = SafeTensors::read_metadata(&bytes)?;
         let meta = header.metadata().clone().unwrap_or_default();
+        if meta.get("plan").map(String::as_str) != Some(plan) {
+            return Ok(None);
+        }
         let rank = number::<usize>(&meta, "rank")?;
         let mut adapter = Lora::zeros(model, rank, number::<f64>(&meta, "alpha")?);
         let mut adam = AdamW::new(&adapter);
@@ -82,8 +93,31 @@ impl Checkpoint {
         fill(&file, "adapter", &mut adapter)?;
         fill(&file, "first", &mut adam.first)?;
         fill(&file, "second", &mut adam.second)?;
-        Ok(Self { adapter, adam })
+        Ok(Some(Self { adapter, adam }))
     }
+}
+
+/// What a plan is, in 64 hexadecimal digits: samples, start, teacher and recipe. How many updates
+/// there are and on how many threads is not in it: it does not change the ones already made.
+pub fn fingerprint(plan: &Plan) -> String {
+    let recipe = TrainPolicy { updates: 0, threads: 0, ..plan.policy.clone() };
+    let mut hash = Sha256::new();
+    let mut add = |part: &[u8]| {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    };
+    add(format!("{recipe:?}").as_bytes());
+    for sample in &plan.samples {
+        add(format!("{sample:?}").as_bytes());
+    }
+    for adapter in [&plan.start, &plan.teacher] {
+        add(&[u8::from(adapter.is_some())]);
+        for tensor in adapter.iter().flat_map(|lora| lora.tensors()) {
+            let bytes: Vec<u8> = tensor.iter().flat_map(|value| value.to_le_bytes()).collect();
+            add(&bytes);
+        }
+    }
+    format!("{:x}", hash.finalize())
 }
 
 fn number<T: std::str::FromStr>(

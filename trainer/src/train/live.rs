@@ -4,6 +4,8 @@
 //! (the engine's own numbers come from other kernels; OpenClaw-RL #69, #85). The teacher's view of
 //! a live reply does not change either, because the teacher does not.
 //!
+//! The k3 of the anchor estimates a KL only as far as the replies were drawn at temperature 1.
+//!
 //! Invariant: a sample whose generation is not at hand is an error here; sampling drops such turns
 //! beforehand, with a count.
 

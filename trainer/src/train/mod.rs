@@ -109,7 +109,8 @@ pub fn train(
     work: &WorkDir,
     stop: &dyn Fn() -> bool,
 ) -> Result<TrainEnd, TrainError> {
-    let mut at = match work.checkpoint(&plan.model)? {
+    let fingerprint = checkpoint::fingerprint(plan);
+    let mut at = match work.checkpoint(&plan.model, &fingerprint)? {
         Some(found) => found,
         None => Checkpoint::start(plan),
     };
@@ -138,7 +139,7 @@ pub fn train(
         }
         seen.seconds = begun.elapsed().as_secs_f64();
         work.log(&seen)?;
-        work.save(&at)?;
+        work.save(&at, &fingerprint)?;
         report(&seen, updates);
     }
     Ok(TrainEnd::Done(at.adapter))

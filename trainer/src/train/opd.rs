@@ -2,7 +2,8 @@
 //!
 //! `A_t = clip(ln π_T(a_t | s + hint, a_<t) − ln π_θ(a_t | s, a_<t), ±C)`, detached, in the clipped
 //! surrogate. On the student's own samples the expectation of this gradient is the gradient of the
-//! reverse KL(π_θ ‖ π_T). Source: OpenClaw-RL (arXiv 2603.10165) §OPD; "On-Policy Distillation"
+//! reverse KL(π_θ ‖ π_T). The samples are drawn at `train.temperature` (0.7, where a small model is
+//! readable) and scored at 1, so that this is a sharpened estimate and not an unbiased one. Source: OpenClaw-RL (arXiv 2603.10165) §OPD; "On-Policy Distillation"
 //! (Thinking Machines 2025). Unlike the reference, the advantage is bounded, and a missing teacher
 //! value is an error and never 0.
 //!

@@ -180,6 +180,31 @@ fn an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not() {
 }
 
 #[test]
+fn issue_5_a_checkpoint_of_other_samples_or_another_recipe_is_not_taken_up() {
+    let mut bench = bench();
+    let first = plan(&bench, |p| p.updates = 2, |_| {});
+    let files = work(&bench, "r");
+    done(train(&mut bench.compute, &first, &files, &|| false).unwrap());
+    let same = checkpoint::fingerprint(&first);
+    assert!(files.checkpoint(&first.model, &same).unwrap().is_some());
+    let samples = first.samples.clone();
+    let more = Plan { samples, ..plan(&bench, |p| (p.updates, p.threads) = (4, 1), |_| {}) };
+    assert_eq!(checkpoint::fingerprint(&more), same, "more of the same goes on");
+    for other in [
+        plan(&bench, |p| (p.updates, p.learning_rate) = (2, 5e-4), |_| {}),
+        plan(&bench, |p| p.updates = 2, |s| s.response = vec![5, 6, 7]),
+    ] {
+        let print = checkpoint::fingerprint(&other);
+        assert_eq!(files.checkpoint(&other.model, &print).unwrap(), None);
+        let fresh = work(&bench, &print);
+        let want = done(train(&mut bench.compute, &other, &fresh, &|| false).unwrap());
+        let got = done(train(&mut bench.compute, &other, &files, &|| false).unwrap());
+        assert_eq!(want.peft_bytes().unwrap(), got.peft_bytes().unwrap(), "begun anew");
+        done(train(&mut bench.compute, &first, &files, &|| false).unwrap());
+    }
+}
+
+#[test]
 fn a_request_to_stop_is_heeded_within_an_update() {
     let mut bench = bench();
     let plan = plan(&bench, |_| {}, |_| {});
@@ -200,7 +225,7 @@ fn an_anomaly_stops_before_the_bad_step_is_taken() {
         TrainEnd::Stopped(reason) => assert!(reason.contains("gradient norm"), "{reason}"),
         other => panic!("{other:?}"),
     }
-    assert_eq!(files.checkpoint(&plan.model).unwrap(), None);
+    assert_eq!(files.checkpoint(&plan.model, &checkpoint::fingerprint(&plan)).unwrap(), None);
 }
 
 #[test]
