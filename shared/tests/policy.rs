@@ -118,7 +118,7 @@ fn a_value_out_of_range_is_refused_with_its_range_and_default() {
         ("routes/chat.toml", "/v1/chat/completions", "v1/chat", "paths that begin with /"),
         ("judges/chat.toml", "votes_valid_min = 1", "votes_valid_min = 4", "at most llm.votes = 3"),
         ("judges/chat.toml", "{next_state}", "", "{next_state}"),
-        ("judges/chat.toml", "'\\bbravo\\b|", "'(\\bbravo\\b|", "a regular expression"),
+        ("judges/chat.toml", "\\bbravo\\b|", "(\\bbravo\\b|", "a regular expression"),
         ("gates/chat.toml", "\"Explain what photosynthesis does.\"", "\" \"", "none of them blank"),
     ] {
         let error = with(path, |text| text.replace(from, to)).unwrap_err();
@@ -199,7 +199,6 @@ fn corrections_in_the_users_words_are_recognised() {
         "in one sentence",
         "Just tell me in plain text",
         "Keep your answers brief",
-        "I meant the other one",
         "wrong",
         "Perfect, but could you keep it shorter?",
         "That isn't right",
@@ -227,6 +226,12 @@ fn approval_in_the_users_words_is_recognised_and_new_questions_are_neither() {
         "Thanks, that's exactly what I needed.",
         "good answer",
         "Yes, exactly.",
+        "Works now, thanks! 🎉",
+        "Perfect, thanks. Could you also translate it?",
+        "Спасибо!",
+        "ありがとうございます！",
+        "谢谢。",
+        "Perfetto, grazie mille.",
     ] {
         let hit = rules.judge_user(text);
         assert_eq!(hit.map(|h| (h.verdict, h.rule)), Some((1, "approval")), "{text}");
@@ -242,6 +247,23 @@ fn approval_in_the_users_words_is_recognised_and_new_questions_are_neither() {
         "Write a poem about autumn",
         "How long does it take to bake bread?",
         "",
+        // Praise of a third thing, irony, a reason beside it, thanks in advance.
+        "Perfect is a verb too, right?",
+        "Brilliant. Truly. Rembrandt will be thrilled.",
+        "Works beautifully, provided you enjoy segfaults.",
+        "Thanks. Different question: do you keep my chats?",
+        "Oh great.",
+        "Great...",
+        "Thanks, \"expert\".",
+        "Thanks 🙄",
+        "How do I get there? Thanks!",
+        // Wishes and blame that are not about the answer.
+        "The queue was too long, so I left.",
+        "My boss said that is wrong.",
+        "That is wrong, no wait, you're right.",
+        "It doesn't work, but our VPN is down.",
+        "That solved it. My printer is old. It doesn't work.",
+        "They told me you forgot the milk, haha.",
     ] {
         assert_eq!(rules.judge_user(text), None, "{text}");
     }

@@ -64,7 +64,7 @@ fn seen(case: &Value) -> String {
 
 #[test]
 fn the_labelled_sets_are_well_formed_and_hold_enough_of_each_kind_and_label() {
-    for name in ["tune", "untouched"] {
+    for name in ["tune", "tune_more", "tune_third", "heldout"] {
         let all = cases(name);
         assert!(all.len() >= 180, "{name}: {}", all.len());
         all.iter().for_each(check);
@@ -115,7 +115,10 @@ fn the_injections_cover_every_place_and_ten_families_and_hold_their_payload() {
 #[test]
 fn no_case_and_no_id_is_in_two_places() {
     let (mut ids, mut texts) = (BTreeSet::new(), BTreeSet::new());
-    for case in ["tune", "untouched", "injections"].iter().flat_map(|name| cases(name)) {
+    for case in ["tune", "tune_more", "tune_third", "heldout", "injections"]
+        .iter()
+        .flat_map(|name| cases(name))
+    {
         let id = case["id"].as_str().unwrap_or_default().to_owned();
         assert!(ids.insert(id.clone()), "{id} twice");
         assert!(texts.insert(seen(&case)), "{id} is a copy");

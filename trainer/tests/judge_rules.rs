@@ -16,35 +16,47 @@ fn judged(name: &str) -> Vec<Judged> {
     runtime.block_on(eval::judge(&cases, &set, &route, None, true)).unwrap()
 }
 
+/// Prints what a set comes to, by kind and by rule.
+fn report(name: &str) -> Report {
+    let report = Report::of(&judged(name));
+    let kinds = report.kinds.iter().map(|(kind, found)| (kind.as_str(), found));
+    for (kind, found) in kinds.chain([("all", &report.all)]) {
+        println!(
+            "{name} {kind:<9} n {:>3}  coverage {:.3}  precision {:.3}  kind {:.2}",
+            found.n,
+            found.coverage,
+            found.precision.unwrap_or(1.0),
+            found.kind_detected
+        );
+    }
+    for (source, (spoke, right)) in &report.sources {
+        println!("{name} {source}: {right} of {spoke} right");
+    }
+    report
+}
+
 #[test]
 fn where_the_rules_speak_they_are_right_in_97_of_100_cases_that_they_were_tuned_on() {
-    for name in ["tune", "untouched"] {
-        let judged = judged(name);
-        let report = Report::of(&judged);
-        for (kind, found) in report.kinds.iter().map(|(k, f)| (k.as_str(), f)) {
-            println!(
-                "{name} {kind:<9} n {:>3}  coverage {:.3}  precision {:.3}  kind {:.2}",
-                found.n,
-                found.coverage,
-                found.precision.unwrap_or(1.0),
-                found.kind_detected
-            );
-        }
-        let all = &report.all;
+    for name in ["tune", "tune_more", "tune_third"] {
+        let all = report(name).all;
         let precision = all.precision.unwrap();
-        println!(
-            "{name} all       n {:>3}  coverage {:.3}  precision {precision:.3}  kappa {:?}",
-            all.n, all.coverage, all.kappa
-        );
-        let wrong = judged.iter().filter(|one| one.verdict.is_some_and(|v| v != one.label));
-        let wrong: Vec<_> = wrong.map(|one| (&one.id, &one.source)).collect();
-        // The untouched cases are measured and not asserted: 0.83 when they were first run. A limit
-        // that they fail is for whoever improves the rules without reading them.
-        if name == "tune" {
-            assert!(precision >= 0.97, "{precision:.3}, {wrong:?}");
-            assert!(all.coverage >= 0.3, "{:.3}", all.coverage);
-        }
+        assert!(precision >= 0.97, "{name}: {precision:.3}");
+        assert!(all.coverage >= 0.08, "{name}: {:.3}", all.coverage);
+        assert!(all.kind_detected >= 0.95, "{name}: {:.3}", all.kind_detected);
     }
+}
+
+/// Nobody who made the rules had read these cases: 35 of 36 verdicts are right (`cases/README.md`). A limit that they fail is for whoever improves the rules without reading
+/// them; the kinds are measured and not asserted.
+#[test]
+fn where_the_rules_speak_they_are_right_in_97_of_100_cases_that_nobody_tuned_on() {
+    let all = report("heldout").all;
+    assert_eq!(all.n, 300);
+    let precision = all.precision.unwrap();
+    assert!(precision >= 0.97, "{precision:.3}");
+    assert!(all.coverage >= 0.10, "{:.3}", all.coverage);
+    let [_, _, praised] = all.confusion[2];
+    assert!(praised > 0, "good answers can be praised");
 }
 
 #[test]

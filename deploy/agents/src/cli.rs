@@ -131,10 +131,10 @@ pub async fn run(
         }
         eprintln!("{} {number}", environment.kind());
         let told = &mut |line: &str| eprintln!("{line}");
-        let episode = play(&client, &rules, environment, number, told).await;
+        let mut episode = play(&client, &rules, environment, number, told).await;
         let error = episode.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
         eprintln!("  {:?}{error}", episode.end);
-        post(&client, &episode, &mut outcomes).await;
+        post(&client, &mut episode, &mut outcomes).await;
         episodes.push(episode);
     }
     let recorded = match recorded(options, &rules.run, since_ms, &episodes).await {
@@ -167,9 +167,11 @@ fn rules(options: &Options, environment: &dyn Environment) -> Rules {
 }
 
 /// Posts the outcome. A proxy without a feedback API is said so once.
-async fn post(client: &Client, episode: &Episode, outcomes: &mut Outcomes) {
+async fn post(client: &Client, episode: &mut Episode, outcomes: &mut Outcomes) {
     let Some(solved) = episode.outcome() else { return };
-    match client.outcome(&episode.response_id, solved, &episode.session).await {
+    let answer = client.outcome(&episode.response_id, solved, &episode.session).await;
+    episode.outcome_taken = Some(answer.is_ok());
+    match answer {
         Ok(_) => outcomes.taken += 1,
         Err(error) => {
             let absent = matches!(error, ClientError::Refused { status: 404 | 405, .. });

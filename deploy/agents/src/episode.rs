@@ -95,6 +95,8 @@ pub struct Episode {
     pub completion_tokens: u64,
     /// Id of the last response.
     pub response_id: String,
+    /// Whether the proxy took its outcome; `None` where there was none to report.
+    pub outcome_taken: Option<bool>,
     /// Milliseconds.
     pub duration_ms: u64,
     /// Why it broke.
@@ -147,6 +149,7 @@ pub async fn play(
         requests: 0,
         completion_tokens: 0,
         response_id: String::new(),
+        outcome_taken: None,
         duration_ms: 0,
         error: None,
     };

@@ -6,7 +6,7 @@
 use serde::Serialize;
 
 use crate::episode::{End, Episode};
-use crate::report::Recorded;
+use crate::report::{Judged, Recorded};
 
 /// How many outcomes the proxy took.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -100,10 +100,36 @@ impl Summary {
         let Outcomes { taken, refused, reason } = &self.outcomes;
         let why = reason.as_ref().map_or(String::new(), |why| format!(" ({why})"));
         lines.push_str(&format!("outcomes: {taken} taken, {refused} refused{why}\n"));
+        for (at, episode) in self.episodes.iter().enumerate() {
+            let session = self.recorded.as_ref().and_then(|recorded| recorded.sessions.get(at));
+            lines.push_str(&of_episode(episode, session.map_or(&[][..], Vec::as_slice)));
+        }
         match &self.recorded {
             None => lines.push_str("recorded: unknown (no admin listener; see --data)\n"),
             Some(recorded) => lines.push_str(&recorded.lines(self.requests, self.episodes.len())),
         }
         lines
     }
+}
+
+/// One episode: its outcome, and the verdict of each of its steps with who gave it.
+fn of_episode(episode: &Episode, session: &[Judged]) -> String {
+    let outcome = match (episode.outcome(), episode.outcome_taken) {
+        (None, _) => "no outcome".to_owned(),
+        (Some(solved), taken) => {
+            let how = if taken == Some(true) { "taken" } else { "not taken" };
+            format!("outcome {} {how}", u8::from(solved))
+        }
+    };
+    let verdict = |turn: &Judged| {
+        let source = turn.source.as_deref().unwrap_or_default();
+        turn.verdict.map(|verdict| format!("{verdict:+} {source}"))
+    };
+    let steps: Vec<String> = session.iter().filter_map(verdict).collect();
+    format!(
+        "  episode {} {:?}: {outcome}; steps: {}\n",
+        episode.number,
+        episode.end,
+        steps.join(", ")
+    )
 }

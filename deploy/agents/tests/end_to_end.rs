@@ -36,8 +36,25 @@ async fn arrive(front: &Front, environment: &mut dyn Environment, flags: &[&str]
         let (last, steps) = session.split_last().unwrap();
         assert!(steps.iter().all(|turn| turn.verdict.is_some()), "every step is judged: {steps:?}");
         assert_eq!(last.verdict.is_some(), last.source.is_some());
+        // Observations are recognised for what they are, tool messages or not.
+        let kind = summary.environment.as_str();
+        let kinds = steps.iter().filter_map(|turn| turn.kind.as_deref());
+        assert!(
+            kinds.clone().all(|found| found == kind),
+            "{kind}: {:?}",
+            kinds.collect::<Vec<_>>()
+        );
     }
+    let shown = summary.lines();
+    assert_eq!(shown.matches(" taken; steps: ").count(), episodes, "outcomes by episode: {shown}");
     summary
+}
+
+/// The step that solved the task: what the environment said of it became a verdict.
+fn last_step(summary: &Summary, episode: usize) -> (Option<i64>, Option<String>) {
+    let session = &summary.recorded.as_ref().unwrap().sessions[episode];
+    let step = &session[session.len() - 2];
+    (step.verdict, step.source.clone())
 }
 
 #[tokio::test]
@@ -63,6 +80,10 @@ async fn episodes_of_every_environment_arrive_linked_and_judged() {
     for environment in environments {
         let solved = arrive(&front, environment, &oracle).await;
         assert_eq!(solved.solved, 2, "{}", solved.lines());
+        for episode in 0..2 {
+            let (verdict, source) = last_step(&solved, episode);
+            assert_eq!(verdict, Some(1), "{}: {source:?}", solved.lines());
+        }
         let random = arrive(&front, environment, &chance).await;
         assert!(random.progress < random.steps, "chance makes mistakes: {}", random.lines());
     }

@@ -251,7 +251,12 @@ fn decision(q: &Question, valid: &[Vote], invalid: &[String]) -> (i8, String, St
     if let Some(rule) = &q.rule {
         return (rule.verdict, format!("rule:{}", rule.rule), rule.reason.clone());
     }
-    let majority = parse::majority(valid, q.policy.llm.votes_valid_min);
+    let voted = parse::majority(valid, q.policy.llm.votes_valid_min);
+    let majority = rules::at_most(&q.policy.rules, &q.seen, voted);
+    if majority != voted {
+        let reason = "praised, but the answer is cut, broken off, empty or garbage".to_owned();
+        return (majority, "llm".to_owned(), reason);
+    }
     let because = valid.iter().find(|v| v.verdict == majority && !v.reason.is_empty());
     let none = format!("{} valid votes, {} invalid, no majority", valid.len(), invalid.len());
     (majority, "llm".to_owned(), because.map_or(none, |vote| vote.reason.clone()))

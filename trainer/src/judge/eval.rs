@@ -9,7 +9,7 @@
 
 use super::exchange::Exchange;
 use super::llm::{Answer, LlmClient};
-use super::{Ruled, by_rules, parse, prompt, tamper};
+use super::{Ruled, by_rules, parse, prompt, rules, tamper};
 use async_trait::async_trait;
 use hone_shared::next_state::StateKind;
 use hone_shared::policy::{JudgePolicy, PolicySet, RoutePolicy};
@@ -92,6 +92,9 @@ pub struct Attack {
     pub wants: i8,
     /// What it tries.
     pub family: String,
+    /// What the attacker put in, as it stands in a text.
+    #[serde(default)]
+    pub payload: String,
 }
 
 impl Case {
@@ -103,6 +106,37 @@ impl Case {
             finish_reason: self.finish_reason.clone(),
             next_state: self.next_state.clone(),
         }
+    }
+}
+
+impl Case {
+    /// The harmless twin of an attack: the same case without what the attacker put in.
+    pub fn harmless(&self) -> Self {
+        let mut twin = self.clone();
+        let Some(attack) = twin.attack.take().filter(|attack| !attack.payload.is_empty()) else {
+            return twin;
+        };
+        // Within the JSON of a call's arguments it stands escaped.
+        let escaped = Value::from(attack.payload.as_str()).to_string();
+        let escaped = escaped.trim_matches('"');
+        let all = twin.request.messages.iter_mut().chain(&mut twin.next_state);
+        for value in all.chain([&mut twin.answer]) {
+            take_out(value, &[attack.payload.as_str(), escaped]);
+        }
+        twin
+    }
+}
+
+fn take_out(value: &mut Value, texts: &[&str]) {
+    match value {
+        Value::String(text) => {
+            for out in texts {
+                *text = text.replace(out, "");
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(|inner| take_out(inner, texts)),
+        Value::Object(map) => map.values_mut().for_each(|inner| take_out(inner, texts)),
+        _ => {}
     }
 }
 
@@ -175,7 +209,8 @@ impl Model for LlmModel {
             Answer::Yielded => Err("the engine serves clients now; measure when it is idle".into()),
             Answer::Refused(_) => Ok(Said { verdict: None, tokens }),
             Answer::Votes { valid, .. } => {
-                let majority = parse::majority(&valid, policy.llm.votes_valid_min);
+                let voted = parse::majority(&valid, policy.llm.votes_valid_min);
+                let majority = rules::at_most(&policy.rules, seen, voted);
                 Ok(Said { verdict: (!valid.is_empty()).then_some(majority), tokens })
             }
         }
@@ -212,13 +247,13 @@ impl Judged {
 }
 
 /// Judges every case. `policies` and `route` as for live turns; `model` is asked where the rules
-/// are silent. Errors: a kind without a judge, or a model that cannot be reached.
+/// are silent, or, without `by_rule`, about everything. Errors: a kind without a judge, or a model that cannot be reached.
 pub async fn judge(
     cases: &[Case],
     policies: &PolicySet,
     route: &RoutePolicy,
     model: Option<&dyn Model>,
-    rules: bool,
+    by_rule: bool,
 ) -> Result<Vec<Judged>, EvalError> {
     let mut all = Vec::with_capacity(cases.len());
     for case in cases {
@@ -237,7 +272,7 @@ pub async fn judge(
             took: Duration::ZERO,
             tokens: 0,
         };
-        match (rule.filter(|_| rules), model) {
+        match (rule.filter(|_| by_rule), model) {
             (Some(rule), _) => {
                 judged.verdict = Some(rule.verdict);
                 judged.source = format!("rule:{}", rule.rule);

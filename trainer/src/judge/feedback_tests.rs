@@ -162,6 +162,39 @@ async fn a_demonstration_alone_makes_a_turn_trainable() {
 }
 
 #[tokio::test]
+async fn a_demonstration_without_a_credential_never_becomes_a_sample() {
+    let mut lab = Lab::new();
+    let turn = last(&mut lab);
+    let id = say(&mut lab, turn, &[Part::Demonstration(message("assistant", "Buy at X."))], 0.0);
+    pass(&mut lab).await;
+    assert_eq!(lab.store.verdict(turn).unwrap(), None);
+    let trainable = lab.store.trainable("chat", 9).unwrap();
+    assert!(trainable.iter().all(|(stored, _)| stored.turn_id != turn));
+    assert!(lab.store.feedback_of_turn(turn).unwrap().is_empty(), "nor beside a later verdict");
+    assert!(lab.store.has_feedback(id).unwrap(), "it is kept");
+    // A weighty thumb makes the turn trainable, and still without the demonstration.
+    say(&mut lab, turn, &[Part::Thumb(1.0)], 1.0);
+    pass(&mut lab).await;
+    assert_eq!(verdict_of(&lab, turn).verdict, 1);
+    let kinds: Vec<_> = lab.store.feedback_of_turn(turn).unwrap().iter().map(|r| r.kind).collect();
+    assert_eq!(kinds, [FeedbackKind::Thumb]);
+}
+
+/// What ends an episode is often a closing remark; the outcome is shared among the steps that have
+/// verdicts, and whoever wants the last one judged sends a score.
+#[tokio::test]
+async fn an_outcome_alone_judges_no_turn() {
+    let mut lab = Lab::new();
+    let turn = last(&mut lab);
+    say(&mut lab, turn, &[Part::Outcome(1.0)], 1.0);
+    pass(&mut lab).await;
+    assert_eq!(lab.store.verdict(turn).unwrap(), None);
+    say(&mut lab, turn, &[Part::Score(1.0)], 1.0);
+    pass(&mut lab).await;
+    assert_eq!(verdict_of(&lab, turn).verdict, 1);
+}
+
+#[tokio::test]
 async fn after_training_feedback_is_kept_and_changes_nothing_and_during_a_round_it_waits() {
     let mut lab = Lab::new();
     let turn = lab.add("s", "What is rain?", ANSWER, "Thanks, perfect.");

@@ -19,7 +19,6 @@ mod feedback;
 pub mod hint;
 pub mod llm;
 pub mod next;
-pub mod opinion;
 pub mod parse;
 pub mod prompt;
 pub mod replay;

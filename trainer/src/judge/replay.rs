@@ -113,3 +113,7 @@ fn again(
         reason: rule.map(|rule| rule.reason).unwrap_or_default(),
     }))
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

@@ -101,8 +101,18 @@ lists!(
         polls,
         /// It asks to add to something that is there.
         appends,
-        /// It asks for something that fails, such as a failing test.
+        /// It asks for something that fails: a failing test, a reproduction, a look at an error.
         wants_failure,
+        /// It asks whether something is up or reachable: a fault of the network is the answer.
+        asks_status,
+        /// It asks for repetition, filler or an error text: an odd answer may be the right one.
+        odd_text,
+        /// It asks for one of many: whoever asks again wants another one.
+        draws,
+        /// It asks for a message to the writer, or speaks of one.
+        note_to_self,
+        /// It asks for tests: that they fail may be their merit.
+        wants_tests,
     }
 );
 lists!(
@@ -110,6 +120,10 @@ lists!(
     AnswerPatterns, RawAnswers, "answers", {
         /// An error text that stands in place of an answer.
         placeholder,
+        /// The answer gives nothing to thank for: a refusal, an apology for something lost.
+        declines,
+        /// In the reply to an answer that was cut: it was welcome all the same.
+        cut_but_welcome,
     }
 );
 lists!(
@@ -134,6 +148,10 @@ lists!(
         ignores_failure,
         /// Looks at a screen and changes nothing.
         looks,
+        /// Does something more each time, though it says the same: keys, scrolling, sending.
+        adds_up,
+        /// Changes tests, or files whose names say that they hold tests.
+        touches_tests,
     }
 );
 lists!(
@@ -143,6 +161,8 @@ lists!(
         success,
         /// The task or step failed, in the environment's own words.
         failure,
+        /// A grader's word that decides nothing: pending, aborted, by default.
+        undecided,
         /// The answer could not be read as an action.
         protocol,
         /// A diff or an edit did not apply.
@@ -157,6 +177,18 @@ lists!(
         excused,
         /// The action changed nothing.
         no_effect,
+        /// How a result begins that is an error and no content.
+        error_heads,
+        /// A door that is closed, whatever the arguments: rights, money, versions.
+        forbids,
+        /// There is no such element on the page.
+        missing_element,
+        /// Nothing but waiting was done.
+        waited,
+        /// A person's message that is what a failing program printed.
+        pasted_error,
+        /// Beside such a print: a fault that is not the answer's, or a person's own words.
+        pasted_unless,
     }
 );
 
@@ -167,7 +199,7 @@ pub struct Rules {
     pub order: Vec<RuleName>,
     /// What people say.
     pub phrases: Phrases,
-    /// In a tool's result: the call failed.
+    /// In a tool's error: the call itself was wrong.
     pub tool_error: Patterns,
     /// Whether exit codes are looked at.
     pub exit_code: bool,

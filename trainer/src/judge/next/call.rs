@@ -53,6 +53,9 @@ impl<'a> Call<'a> {
         if text.len() > ACTION_BYTES_MAX {
             return None;
         }
+        if let Some(call) = Self::from_object(text) {
+            return Some(call);
+        }
         if text.contains("```") {
             let mut blocks = BLOCK.as_ref()?.captures_iter(text);
             let block = blocks.next()?.get(1)?.as_str().trim();
@@ -67,9 +70,44 @@ impl<'a> Call<'a> {
         Some(Self { id: "", name, arguments: Cow::Borrowed(arguments), command: None })
     }
 
+    /// An answer that is one JSON object, as agents with a constrained format give it:
+    /// `{"action": "click Save #2"}`, `{"command": "ls"}`, `{"search": "…", "replace": "…"}`.
+    fn from_object(text: &'a str) -> Option<Self> {
+        let trimmed = text.trim();
+        if !(trimmed.starts_with('{') && trimmed.ends_with('}')) {
+            return None;
+        }
+        let object: Value = serde_json::from_str(trimmed).ok()?;
+        let arguments = Cow::Borrowed(trimmed);
+        let is_text = |key: &str| object.get(key).is_some_and(Value::is_string);
+        if is_text("search") && is_text("replace") {
+            return Some(Self { id: "", name: "search_replace", arguments, command: None });
+        }
+        if let Some(command) = command_of(trimmed) {
+            return Some(Self { id: "", name: "sh", arguments, command: Some(command) });
+        }
+        let action = object.get("action").and_then(Value::as_str)?;
+        let name = action.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next()?;
+        // The name as it stands in the answer's own text, which outlives the parsed object.
+        let at = trimmed.find(name).filter(|_| !name.is_empty())?;
+        let name = trimmed.get(at..at + name.len())?;
+        Some(Self { id: "", name, arguments, command: None })
+    }
+
     /// The command line, where the call runs one.
     pub fn command(&self) -> Option<&str> {
         self.command.as_deref()
+    }
+
+    /// Whether the answer was one JSON object and no tool call.
+    pub fn is_framed(&self) -> bool {
+        self.id.is_empty() && self.name != "sh" && self.arguments.starts_with('{')
+    }
+
+    /// Whether the arguments of a tool call are cut off or no JSON at all.
+    pub fn has_broken_arguments(&self) -> bool {
+        let begun = !self.is_framed() && self.arguments.trim_start().starts_with(['{', '[']);
+        begun && serde_json::from_str::<Value>(&self.arguments).is_err()
     }
 
     /// What patterns see: the command, or name and arguments.

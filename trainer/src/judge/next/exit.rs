@@ -55,6 +55,11 @@ fn in_line(line: &str) -> Option<i64> {
     LINE.as_ref()?.captures(line)?.get(1)?.as_str().parse().ok()
 }
 
+/// Whether a text shows commands with what they printed, or begins as an error message does.
+pub fn is_session(text: &str) -> bool {
+    text.starts_with("error:") || text.lines().any(|line| line.starts_with("$ "))
+}
+
 /// The code in a JSON result.
 pub fn in_json(value: &Value) -> Option<i64> {
     const KEYS: [&str; 6] =

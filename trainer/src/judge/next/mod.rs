@@ -46,6 +46,8 @@ impl<'a> NextState<'a> {
     pub fn of(seen: &'a Exchange) -> Self {
         let calls = call::of_answer(&seen.answer);
         let results = call::results(&calls, &seen.next_state);
+        // Who answers in JSON alone talks to a program.
+        let framed = calls.iter().any(Call::is_framed);
         let mut said = Vec::new();
         let mut observed: Vec<Observed> = results
             .into_iter()
@@ -53,7 +55,7 @@ impl<'a> NextState<'a> {
             .collect();
         for message in seen.next_state.iter().filter(|m| role_of(m) == "user") {
             let text = text_of(message);
-            if is_observation(message, &text) {
+            if is_observation(message, &text) || framed && exit::is_session(&text) {
                 let at = (calls.len() == 1).then_some(0);
                 observed.push(Observed::of(at, calls.first(), message));
             } else {
@@ -77,6 +79,7 @@ pub fn is_observation(message: &Value, text: &str) -> bool {
     let head = text.trim_start();
     let marks = ["Output:", "OUTPUT:", "Observation:", "OBSERVATION:", "<returncode>", "<output>"];
     marks.iter().any(|mark| head.starts_with(mark))
+        || head.starts_with("$ ")
         || exit::code(text).is_some()
         || page::is_page(text)
         || (images_of(message) > 0 && text.len() < 200 && !head.ends_with('?'))

@@ -197,3 +197,43 @@ fn durations_make_no_difference_between_two_results() {
     assert_eq!(call::comparable(a), call::comparable(b));
     assert_ne!(call::comparable(a), call::comparable("4 passed in 0.03s, 3 files"));
 }
+
+#[test]
+fn agents_that_answer_in_one_json_object_are_read_by_what_they_act_on() {
+    let step = |system: &str, asked: &str, answer: Value, next: &str| Exchange {
+        messages: vec![
+            json!({"role": "system", "content": system}),
+            json!({"role": "user", "content": asked}),
+        ],
+        answer: json!({"role": "assistant", "content": answer.to_string()}),
+        finish_reason: Some("stop".into()),
+        next_state: vec![json!({"role": "user", "content": next})],
+    };
+    let page = "#1 textbox Age = \"Forty\"\n#2 checkbox Gift = on\n#3 button Next\n";
+    let gui = step(
+        "Answer with one action as JSON.",
+        &format!("{page}Task: click Next."),
+        json!({"action": "click Next #3"}),
+        &format!("The form was sent.\n{page}The task is done. Say: done."),
+    );
+    let swe = step(
+        "One line is replaced by another. Answer as JSON.",
+        "half.py:\nreturn a - b\nFAIL: test_half",
+        json!({"search": "return a - b", "replace": "return a / b"}),
+        "-return a - b\n+return a / b\n$ python3 -m unittest\nRan 1 test in 0.0s\nOK\nexit code 0",
+    );
+    let shell = step(
+        "Answer as JSON.",
+        "List the files.",
+        json!({"command": "ls"}),
+        "$ ls\na.txt\n[exit code: 0]",
+    );
+    for (seen, kind) in [(gui, StateKind::Gui), (swe, StateKind::Swe), (shell, StateKind::Terminal)]
+    {
+        let state = NextState::of(&seen);
+        assert_eq!((state.kind, state.said.len(), state.results.len()), (kind, 0, 1));
+        assert_eq!(state.results[0].call, Some(0), "{kind}");
+    }
+    let spoken = step("Answer as JSON.", "Go on.", json!({"action": "click Go #1"}), "No, stop.");
+    assert_eq!(NextState::of(&spoken).said, ["No, stop."], "a person is nobody's output");
+}

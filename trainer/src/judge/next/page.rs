@@ -13,9 +13,10 @@ const ELEMENTS_MIN: usize = 2;
 
 static ELEMENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(concat!(
-        r"(?mi)^\s*(?:-\s*)?(?:\[\d+\]\s*)?(?:<)?(?:button|link|textbox|searchbox|combobox|checkbox|",
+        r"(?mi)^\s*(?:-\s*)?(?:(?:\[\d+\]|#\d+|\d+:)\s*)?(?:<)?(?:button|link|textbox|searchbox|combobox|checkbox|",
         r"radio|heading|row|tab|menuitem|switch|slider|alert|dialog|toast|img|listitem|option|input|",
-        r"text|rootwebarea|cell|statictext)\b\s*(?:<|'|\x22|\d|#|=|:|$)"
+        r"text|rootwebarea|cell|statictext|window|field|item|status|tile|combo|select|banner)\b",
+        r"\s*(?:<|'|\x22|\d|#|=|:|[A-Z][\w ]*(?:=|$)|$)"
     ))
     .ok()
 });
@@ -49,6 +50,20 @@ fn body(text: &str) -> impl Iterator<Item = &str> {
     let from = starts.into_iter().min().unwrap_or(0);
     let lines = text.get(from..).unwrap_or_default().lines();
     lines.map(str::trim).filter(|line| !line.is_empty())
+}
+
+/// Whether the element that an action names by its number is text that nothing can be done with.
+pub fn is_static(page: &str, arguments: &str) -> bool {
+    let digits = arguments.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let number: &str = digits.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    if number.is_empty() {
+        return false;
+    }
+    let marks = [format!("[{number}] "), format!("#{number} ")];
+    let mut of = page.lines().filter_map(|line| {
+        marks.iter().find_map(|mark| line.trim_start().strip_prefix(mark.as_str()))
+    });
+    of.next().is_some_and(|role| ["heading ", "text "].iter().any(|r| role.starts_with(r)))
 }
 
 /// Whether both texts are pages, and the same one.

@@ -35,8 +35,12 @@ pub(super) fn never_good(case: &Case<'_>) -> Option<RuleVerdict> {
     empty_answer(case).or_else(|| garbage(case))
 }
 
+/// An answer that was cut, unless it was welcome all the same: then the evidence conflicts.
 pub(super) fn truncated(case: &Case<'_>) -> Option<RuleVerdict> {
-    let negative = case.rules.truncated_is_negative && case.seen.truncated();
+    let welcome = |text: &String| case.rules.answers.cut_but_welcome.is_match(text);
+    let negative = case.rules.truncated_is_negative
+        && case.seen.truncated()
+        && !case.next.said.iter().any(welcome);
     let reason = "the answer was cut at the token limit";
     negative.then(|| verdict(-1, RuleName::Truncated, reason.into()))
 }
@@ -47,6 +51,9 @@ pub(super) fn empty_answer(case: &Case<'_>) -> Option<RuleVerdict> {
 }
 
 pub(super) fn garbage(case: &Case<'_>) -> Option<RuleVerdict> {
+    if case.rules.requests.odd_text.is_match(case.request()) {
+        return None;
+    }
     let reason = fault(&case.answer).map(str::to_owned).or_else(|| {
         let text = case.answer.trim();
         let short = text.len() <= PLACEHOLDER_BYTES_MAX && case.next.calls.is_empty();

@@ -79,6 +79,15 @@ pub fn judge_state(rules: &Rules, seen: &Exchange, next: &NextState<'_>) -> Opti
     Some(if found.verdict > 0 { answer::never_good(&case).unwrap_or(found) } else { found })
 }
 
+/// What a verdict by anybody else comes to: praise of an answer that is cut, broken off, empty or
+/// garbage counts as 0.
+pub fn at_most(rules: &Rules, seen: &Exchange, verdict: i8) -> i8 {
+    let next = NextState::of(seen);
+    let (request, task) = (OnceCell::new(), OnceCell::new());
+    let case = Case { rules, seen, next: &next, answer: seen.answer_text(), request, task };
+    if answer::never_good(&case).is_some() { verdict.min(0) } else { verdict }
+}
+
 fn apply(rule: RuleName, case: &Case<'_>) -> Option<RuleVerdict> {
     match rule {
         RuleName::Correction => talk::correction(case),
@@ -86,7 +95,9 @@ fn apply(rule: RuleName, case: &Case<'_>) -> Option<RuleVerdict> {
         RuleName::Protocol => results::protocol(case),
         RuleName::PatchRejected => results::patch_rejected(case),
         RuleName::Tests => tests::tests(case),
-        RuleName::ToolError => results::tool_error(case),
+        RuleName::ToolError => results::tool_error(case)
+            .or_else(|| results::missing_element(case))
+            .or_else(|| talk::pasted_error(case)),
         RuleName::ExitCode => results::exit_code(case),
         RuleName::RepeatedCall => progress::repeated_call(case),
         RuleName::SelfMessage => progress::self_message(case),

@@ -3,10 +3,11 @@
 //! Invariant: a repeated call is only negative where its result is known to be the same, unless it
 //! was repeated without end.
 
-use super::{Case, RuleVerdict, verdict};
+use super::{Case, RuleVerdict, results, verdict};
+use crate::judge::exchange::{role_of, text_of};
 use crate::judge::next::call::{Call, comparable};
 use crate::judge::next::history::Step;
-use crate::judge::next::{exit, suite};
+use crate::judge::next::{exit, is_observation, suite};
 use hone_shared::policy::RuleName;
 
 /// Longest cycle of calls that is recognised, and how often it has to occur.
@@ -20,12 +21,12 @@ struct Done<'a> {
 }
 
 impl Done<'_> {
-    /// The same call with the same result; a result that is not known counts as the same.
+    /// The same call with the same result; one that is not known is not the same.
     fn same_as(&self, other: &Done<'_>) -> bool {
         self.call.same_as(&other.call)
             && match (&self.result, &other.result) {
                 (Some(a), Some(b)) => a == b || comparable(a) == comparable(b),
-                _ => true,
+                _ => false,
             }
     }
 }
@@ -34,9 +35,11 @@ impl Done<'_> {
 fn done<'a>(case: &'a Case<'_>) -> (Vec<Done<'a>>, usize) {
     let calls = &case.next.calls;
     let mut found: Vec<Done<'a>> = Vec::new();
+    // Images cannot be compared.
     let result = |at: usize| {
-        let all: Vec<&str> = case.next.results_of(at).map(|r| r.text.as_str()).collect();
-        (!all.is_empty()).then(|| all.join("\n"))
+        let all: Vec<_> = case.next.results_of(at).collect();
+        let text = all.iter().map(|r| r.text.as_str()).collect::<Vec<_>>().join("\n");
+        (!all.is_empty() && all.iter().all(|r| r.images == 0)).then_some(text)
     };
     for (at, call) in calls.iter().enumerate().rev() {
         found.push(Done { call: call.clone(), result: result(at) });
@@ -70,9 +73,11 @@ pub(super) fn repeated_call(case: &Case<'_>) -> Option<RuleVerdict> {
         let run = 1 + upto.iter().rev().take_while(|d| d.call.same_as(&last.call)).count();
         let equal = 1 + upto.iter().rev().take_while(|d| d.same_as(last)).count();
         let failed = last.result.as_deref().is_some_and(|text| has_failed(case, at - first, text));
-        let known = upto.last().is_some_and(|d| d.result.is_some());
-        let too_often = equal > case.rules.repeat_calls_max.max(1) && !polls
-            || equal > 1 && failed && known && !polls
+        let adds_up = case.rules.calls.adds_up.is_match(&last.call.text());
+        // Asked for by a person since, or held up by the network: trying again is right.
+        let called_for = polls || equal > 1 && is_called_for(case, at - first);
+        let too_often = equal > case.rules.repeat_calls_max.max(1) && !adds_up && !called_for
+            || equal > 1 && failed && !called_for
             || run > case.rules.repeat_calls_bound;
         if too_often {
             let how = if equal > 1 { "with the same result " } else { "" };
@@ -80,15 +85,29 @@ pub(super) fn repeated_call(case: &Case<'_>) -> Option<RuleVerdict> {
             return Some(verdict(-1, RuleName::RepeatedCall, reason));
         }
     }
-    let cycle = (2..=CYCLE_MAX).find(|period| is_cycle(&all, *period)).filter(|_| !polls)?;
+    let cycle = (2..=CYCLE_MAX).find(|period| is_cycle(case, &all, *period)).filter(|_| !polls)?;
     let reason = format!("the same {cycle} calls with the same results again and again");
     Some(verdict(-1, RuleName::RepeatedCall, reason))
 }
 
+/// Whether a person spoke since the step before, or a fault that is not the answer's met the call.
+fn is_called_for(case: &Case<'_>, call: usize) -> bool {
+    let asked = case
+        .seen
+        .messages
+        .last()
+        .is_some_and(|last| role_of(last) == "user" && !is_observation(last, &text_of(last)));
+    asked || case.next.results_of(call).any(|result| results::is_outside(case, result))
+}
+
 /// Whether the last calls are the same few, again and again.
-fn is_cycle(all: &[Done<'_>], period: usize) -> bool {
+fn is_cycle(case: &Case<'_>, all: &[Done<'_>], period: usize) -> bool {
     let Some(start) = all.len().checked_sub(period * CYCLES_MIN) else { return false };
     let tail = all.get(start..).unwrap_or_default();
+    let adds_up = |d: &Done<'_>| case.rules.calls.adds_up.is_match(&d.call.text());
+    if tail.iter().any(adds_up) {
+        return false;
+    }
     let varied = tail.iter().take(period).skip(1).any(|d| !d.same_as(&tail[0]));
     let known = tail.iter().all(|d| d.result.is_some());
     varied && known && tail.iter().zip(tail.iter().skip(period)).all(|(a, b)| a.same_as(b))
@@ -104,6 +123,9 @@ fn has_failed(case: &Case<'_>, call: usize, text: &str) -> bool {
 
 pub(super) fn self_message(case: &Case<'_>) -> Option<RuleVerdict> {
     let list = &case.rules.calls.self_message;
+    if case.rules.requests.note_to_self.is_match(case.task()) {
+        return None;
+    }
     let found = case.next.calls.iter().find(|call| list.is_match(&call.text()))?;
     let reason = format!("`{}` writes to itself", found.name);
     Some(verdict(-1, RuleName::SelfMessage, reason))
@@ -121,7 +143,14 @@ pub(super) fn wait_loop(case: &Case<'_>) -> Option<RuleVerdict> {
     {
         return None;
     }
-    let times = 1 + case.steps().take_while(|step| waits(&step.calls)).count();
+    // A result that says more than that time has passed may be what was waited for.
+    let idle = |text: &str| case.rules.results.waited.is_match(text.trim());
+    if !case.next.results.iter().all(|r| r.images == 0 && idle(&r.text)) {
+        return None;
+    }
+    let nothing = |step: &Step<'_>| step.results().iter().all(|r| r.as_deref().is_some_and(idle));
+    let waited = |step: &Step<'_>| waits(&step.calls) && nothing(step);
+    let times = 1 + case.steps().take_while(waited).count();
     let reason = format!("nothing but waiting, {times} times in a row");
     (times > 1).then(|| verdict(-1, RuleName::WaitLoop, reason))
 }
@@ -154,17 +183,26 @@ fn replaced(case: &Case<'_>, text: &str) -> bool {
     case.rules.results.overwritten.is_match(text) && !grew
 }
 
-/// Whether a command redirects with `>` into a file that the request names, and never with `>>`.
+/// Words of a request for a new file, which may be written over.
+const NEW_FILE: [&str; 4] = ["save", "into a new", "copy", "create"];
+
+/// Whether a command writes text that it states itself with `>` or `tee` over a file that the
+/// request names. A command that reads the file may put all of it back.
 fn redirects_over(command: &str, request: &str) -> bool {
+    let states = ["echo ", "printf "].iter().any(|head| command.trim_start().starts_with(head));
+    let adds = command.contains(">>") || command.contains("tee -a") || command.contains("cat ");
+    let asked = request.to_lowercase();
+    if !states || adds || NEW_FILE.iter().any(|word| asked.contains(word)) {
+        return false;
+    }
     let mut words = command.split_whitespace().peekable();
     while let Some(word) = words.next() {
         let target = match word {
-            ">" => words.peek().copied().unwrap_or_default(),
-            _ if word.starts_with('>') && !word.starts_with(">>") => word.trim_start_matches('>'),
-            _ => continue,
+            ">" | "tee" => words.peek().copied().unwrap_or_default(),
+            _ => word.strip_prefix('>').unwrap_or_default(),
         };
         let target = target.trim_matches(|c: char| matches!(c, '"' | '\'' | ';'));
-        if target.len() > 2 && request.contains(target) && !command.contains(">>") {
+        if target.len() > 2 && request.contains(target) {
             return true;
         }
     }

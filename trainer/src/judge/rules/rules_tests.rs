@@ -81,11 +81,14 @@ fn only_exit_codes_other_than_zero_are_negative() {
 fn the_same_call_again_and_again_is_negative() {
     let call = json!({"role": "assistant", "tool_calls": [{"function": {"name": "read",
         "arguments": "{\"path\":\"a\"}"}}]});
-    let mut seen = exchange(call.clone(), vec![json!({"role": "tool", "content": "text"})]);
+    let result = json!({"role": "tool", "content": "text"});
+    let mut seen = exchange(call.clone(), vec![result.clone()]);
     assert_eq!(found(&seen), None, "once is fine");
-    seen.messages.push(call.clone());
+    seen.messages.extend([call.clone(), result.clone()]);
     assert_eq!(found(&seen), None, "as often as the policy allows is fine");
-    seen.messages.push(call);
+    seen.messages.push(call.clone());
+    assert_eq!(found(&seen), None, "what an earlier call returned is not known");
+    seen.messages.push(result);
     assert_eq!(found(&seen).map(|v| (v.verdict, v.rule)), Some((-1, "repeated_call")));
 }
 
@@ -125,4 +128,17 @@ fn a_system_message_in_the_next_state_is_not_the_user() {
     let mut seen = said("next question");
     seen.next_state.push(json!({"role": "system", "content": "That is too long."}));
     assert_eq!(found(&seen), None);
+}
+
+#[test]
+fn nobody_elses_praise_makes_a_cut_broken_or_empty_answer_good() {
+    let rules = judge_policy().rules;
+    let mut seen = said("And then?");
+    assert_eq!([1, 0, -1].map(|verdict| at_most(&rules, &seen, verdict)), [1, 0, -1]);
+    for finish in ["length", "error", "aborted"] {
+        seen.finish_reason = Some(finish.into());
+        assert_eq!([1, 0, -1].map(|verdict| at_most(&rules, &seen, verdict)), [0, 0, -1]);
+    }
+    let empty = exchange(json!({"role": "assistant", "content": ""}), vec![]);
+    assert_eq!(at_most(&rules, &empty, 1), 0);
 }

@@ -4,6 +4,7 @@
 
 use super::{Case, RuleVerdict, shorten, verdict};
 use crate::judge::exchange::{role_of, text_of};
+use crate::judge::next::observed::Observed;
 use hone_shared::policy::{RuleName, fold};
 
 /// Fewest words that make a question recognisable.
@@ -26,17 +27,39 @@ pub(super) fn correction(case: &Case<'_>) -> Option<RuleVerdict> {
     Some(RuleVerdict { correction, ..verdict(-1, RuleName::Correction, reason) })
 }
 
-/// All that the person says must be fit for praise; a result that failed is no occasion for it.
+/// All that people say must be approval; a result that failed is no occasion for it, nor is an
+/// answer that declines.
 pub(super) fn approval(case: &Case<'_>) -> Option<RuleVerdict> {
-    let approves = |text: &&String| case.rules.judge_user(text).is_some_and(|hit| hit.verdict > 0);
-    let text = case.next.said.iter().find(approves)?;
-    let failed = |r: &super::super::next::observed::Observed| {
-        r.is_error == Some(true) || r.exit_code.is_some_and(|code| code != 0)
-    };
-    if case.next.results.iter().any(failed) || repeats(case.request(), text) {
+    let hits = case.next.said.iter().map(|text| case.rules.judge_user(text));
+    let hits: Vec<_> = hits.collect::<Option<Vec<_>>>().unwrap_or_default();
+    let text = case.next.said.first()?;
+    let failed =
+        |r: &Observed| r.is_error == Some(true) || r.exit_code.is_some_and(|code| code != 0);
+    let declines = case.rules.answers.declines.is_match(&case.answer);
+    // Thanks for a question are politeness.
+    let asks = case.answer.trim_end().ends_with('?') && hits.iter().all(|hit| hit.is_weak);
+    let approves = !hits.is_empty() && hits.iter().all(|hit| hit.verdict > 0);
+    if !approves || declines || asks || case.next.results.iter().any(failed) {
         return None;
     }
     Some(verdict(1, RuleName::Approval, format!("the user approved: {}", shorten(text, 120))))
+}
+
+/// What a program printed when a person ran the answer's code, and nothing else.
+pub(super) fn pasted_error(case: &Case<'_>) -> Option<RuleVerdict> {
+    let [text] = case.next.said.as_slice() else { return None };
+    let lists = &case.rules.results;
+    if !case.answer.contains("```")
+        || !lists.pasted_error.is_match(text)
+        || lists.pasted_unless.is_match(text)
+        || lists.environment.is_match(text)
+        || case.rules.requests.wants_failure.is_match(case.task())
+        || case.rules.requests.wants_tests.is_match(case.task())
+    {
+        return None;
+    }
+    let reason = format!("running it printed: {}", shorten(text, 120));
+    Some(verdict(-1, RuleName::ToolError, reason))
 }
 
 /// The question that the answer was to answer, asked again in the same words.
@@ -48,7 +71,8 @@ pub(super) fn rephrased(case: &Case<'_>) -> Option<RuleVerdict> {
     // Who sends the same message all the time (a program, a quiz) does not complain by it.
     let mut before = case.seen.messages.iter().filter(|m| role_of(m) == "user").map(text_of);
     let asked_before = before.by_ref().filter(|earlier| repeats(earlier, text)).count();
-    if asked_before > 1 || case.rules.requests.polls.is_match(text) {
+    let requests = &case.rules.requests;
+    if asked_before > 1 || requests.polls.is_match(text) || requests.draws.is_match(text) {
         return None;
     }
     let reason = format!("the user asked the same again: {}", shorten(text, 120));
