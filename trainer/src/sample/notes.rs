@@ -24,6 +24,9 @@ pub struct Note {
     pub demonstration: Option<Value>,
     /// How the episode ended, −1 to 1.
     pub outcome: Option<f64>,
+    /// The verdicts of all steps of the episode, also of those that a round has used already; empty
+    /// for what is no step.
+    pub process: Vec<f64>,
     /// The task, as the client names it.
     pub task: Option<String>,
     /// Answers before this one.
@@ -33,6 +36,7 @@ pub struct Note {
 /// One note per turn of the pool.
 pub fn take(store: &Store, pool: &[(StoredTurn, VerdictRow)]) -> Result<Vec<Note>, StoreError> {
     let mut outcomes: BTreeMap<(&str, &str), Option<f64>> = BTreeMap::new();
+    let mut processes: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
     let mut notes = Vec::with_capacity(pool.len());
     for (turn, _) in pool {
         let session = (turn.tenant.as_str(), turn.session_id.as_str());
@@ -52,7 +56,24 @@ pub fn take(store: &Store, pool: &[(StoredTurn, VerdictRow)]) -> Result<Vec<Note
         let demonstration =
             said.iter().rev().find(demonstrated).and_then(|row| row.message.clone());
         let task = task(&turn.params);
-        notes.push(Note { demonstration, outcome, task, step: step(&turn.messages) });
+        let process = match (outcome.is_some() || task.is_some(), processes.get(&session)) {
+            (false, _) => Vec::new(),
+            (true, Some(known)) => known.clone(),
+            (true, None) => {
+                let stored = store.verdicts_of_session(session.0, session.1)?;
+                let mut found: Vec<f64> = stored.into_iter().map(f64::from).collect();
+                if found.is_empty() {
+                    // Forgotten since the pool was read: what the pool knows.
+                    let same = pool
+                        .iter()
+                        .filter(|(t, _)| (t.tenant.as_str(), t.session_id.as_str()) == session);
+                    found.extend(same.map(|(_, verdict)| f64::from(verdict.verdict)));
+                }
+                processes.insert(session, found.clone());
+                found
+            }
+        };
+        notes.push(Note { demonstration, outcome, process, task, step: step(&turn.messages) });
     }
     Ok(notes)
 }

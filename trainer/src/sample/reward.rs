@@ -30,20 +30,12 @@ pub fn worth(
     coefficient: f64,
     baseline: f64,
 ) -> Vec<Worth> {
-    let mut process: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
-    for (turn, verdict) in pool {
-        let key = (turn.tenant.as_str(), turn.session_id.as_str());
-        process.entry(key).or_default().push(f64::from(verdict.verdict));
-    }
     let raw = |(i, note): (usize, &Note)| {
-        let (turn, verdict) = &pool[i];
-        let own = f64::from(verdict.verdict);
+        let own = f64::from(pool[i].1.verdict);
         if note.outcome.is_none() && note.task.is_none() {
             return if own == 0.0 { 0.0 } else { own - baseline };
         }
-        let key = (turn.tenant.as_str(), turn.session_id.as_str());
-        let steps = process.get(&key).map_or(&[][..], Vec::as_slice);
-        reward(note.outcome, steps, coefficient).unwrap_or(0.0)
+        reward(note.outcome, &note.process, coefficient).unwrap_or(0.0)
     };
     let raw: Vec<f64> = notes.iter().enumerate().map(raw).collect();
     let mut groups: BTreeMap<(&str, &str, usize), Vec<usize>> = BTreeMap::new();
@@ -84,8 +76,9 @@ mod tests {
         (turn.clone(), verdict(&turn, sign, &[]))
     }
 
-    fn step(task: Option<&str>, step: usize, outcome: Option<f64>) -> Note {
-        Note { task: task.map(str::to_owned), step, outcome, demonstration: None }
+    fn step(task: Option<&str>, step: usize, outcome: Option<f64>, process: &[f64]) -> Note {
+        let (task, process) = (task.map(str::to_owned), process.to_vec());
+        Note { task, step, outcome, process, demonstration: None }
     }
 
     #[test]
@@ -100,7 +93,7 @@ mod tests {
     #[test]
     fn an_episode_without_a_task_gives_its_steps_outcome_and_process() {
         let pool = [turn("a", 1), turn("a", 0)];
-        let notes = [step(None, 0, Some(-1.0)), step(None, 1, Some(-1.0))];
+        let notes = [0, 1].map(|at| step(None, at, Some(-1.0), &[1.0, 0.0]));
         assert_eq!(worth(&pool, &notes, 1.0, 0.5), [Worth::Advantage(-0.5); 2]);
         assert_eq!(mean_of_verdicts(&pool, &notes), None);
     }
@@ -108,9 +101,12 @@ mod tests {
     #[test]
     fn attempts_at_a_task_are_compared_step_by_step() {
         let pool = [turn("a", 1), turn("b", -1), turn("a", 1), turn("b", 1), turn("c", 1)];
-        let at = |s: usize, outcome: f64| step(Some("t"), s, Some(outcome));
+        let at =
+            |s: usize, outcome: f64, process: &[f64]| step(Some("t"), s, Some(outcome), process);
         // Episode a: 1 + 1, episode b: −1 + 0; c is alone at its step.
-        let notes = [at(0, 1.0), at(0, -1.0), at(1, 1.0), at(1, -1.0), at(2, 0.5)];
+        let (a, b) = ([1.0, 1.0], [-1.0, 1.0]);
+        let notes =
+            [at(0, 1.0, &a), at(0, -1.0, &b), at(1, 1.0, &a), at(1, -1.0, &b), at(2, 0.5, &[1.0])];
         let found = worth(&pool, &notes, 1.0, 0.0);
         let Worth::Advantage(first) = found[0] else { panic!() };
         assert!((first - 1.0).abs() < 1e-5);
@@ -121,7 +117,7 @@ mod tests {
     #[test]
     fn attempts_that_ended_alike_teach_nothing_and_tenants_are_not_compared() {
         let mut pool = vec![turn("a", 1), turn("b", 1)];
-        let notes = vec![step(Some("t"), 0, Some(1.0)); 2];
+        let notes = vec![step(Some("t"), 0, Some(1.0), &[1.0]); 2];
         assert_eq!(worth(&pool, &notes, 1.0, 0.0), [Worth::Constant; 2]);
         pool[1].0.tenant = "other".into();
         assert_eq!(worth(&pool, &notes, 1.0, 0.0), [Worth::Advantage(2.0); 2]);
