@@ -44,11 +44,15 @@ impl LinkKey {
 
     /// A keyed 128-bit hash of length-prefixed parts.
     pub(super) fn hash(&self, purpose: &str, parts: &[&[u8]]) -> Hash {
-        let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        for part in std::iter::once(&purpose.as_bytes()).chain(parts) {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+        let purpose = purpose.as_bytes();
+        let all = || std::iter::once(&purpose).chain(parts);
+        // In one piece: BLAKE3 then works on several KiB at once.
+        let mut whole = Vec::with_capacity(all().map(|part| 8 + part.len()).sum());
+        for part in all() {
+            whole.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            whole.extend_from_slice(part);
         }
-        let hash = hasher.finalize();
+        let hash = blake3::keyed_hash(&self.key, &whole);
         hash.as_bytes().first_chunk::<16>().copied().unwrap_or_default()
     }
 }

@@ -28,16 +28,33 @@ pub(super) struct Body {
 
 impl Body {
     pub(super) fn new(tenant: &str, bytes: Vec<u8>) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&(tenant.len() as u64).to_le_bytes());
-        hasher.update(tenant.as_bytes());
-        hasher.update(&bytes);
-        Self { key: short(&hasher), bytes }
+        let mut whole = Self::before(tenant, bytes.len());
+        whole.extend_from_slice(&bytes);
+        Self { key: Self::key(&whole), bytes }
     }
 
     pub(super) fn json(tenant: &str, value: &Value) -> Self {
-        // A JSON value always serialises.
-        Self::new(tenant, serde_json::to_vec(value).unwrap_or_default())
+        let mut bytes = Self::before(tenant, 256);
+        let before = bytes.len();
+        if serde_json::to_writer(&mut bytes, value).is_err() {
+            bytes.truncate(before); // A JSON value always serialises.
+        }
+        let key = Self::key(&bytes);
+        bytes.drain(..before);
+        Self { key, bytes }
+    }
+
+    /// What is hashed before a body, with room for so many bytes of it.
+    fn before(tenant: &str, room: usize) -> Vec<u8> {
+        let mut before = Vec::with_capacity(8 + tenant.len() + room);
+        before.extend_from_slice(&(tenant.len() as u64).to_le_bytes());
+        before.extend_from_slice(tenant.as_bytes());
+        before
+    }
+
+    /// In one piece: BLAKE3 then works on several KiB at once.
+    fn key(whole: &[u8]) -> Key {
+        blake3::hash(whole).as_bytes().first_chunk().copied().unwrap_or_default()
     }
 }
 

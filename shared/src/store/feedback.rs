@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -359,21 +359,6 @@ const COLUMNS: &str = "f.feedback_id, f.tenant, t.turn_id, f.of_session, f.kind,
 
 type Raw = (String, String, String, bool, String, Option<f64>, Option<String>, f64, i64, i64);
 
-fn from_row(row: &Row<'_>) -> rusqlite::Result<Raw> {
-    Ok((
-        row.get(0)?,
-        row.get(1)?,
-        row.get(2)?,
-        row.get(3)?,
-        row.get(4)?,
-        row.get(5)?,
-        row.get(6)?,
-        row.get(7)?,
-        row.get(8)?,
-        row.get(9)?,
-    ))
-}
-
 fn finish(raw: Raw) -> Result<FeedbackRow> {
     let (id, tenant, turn_id, of_session, kind, value, text, weight, made_ms, settled) = raw;
     let kind = parse("feedback kind", &kind)?;
@@ -436,7 +421,7 @@ impl Store {
              ORDER BY f.made_ms DESC, f.id DESC"
         );
         let mut find = self.conn.prepare_cached(&sql)?;
-        let rows = find.query_map(params_from_iter(values), from_row)?;
+        let rows = find.query_map(params_from_iter(values), |row| Raw::try_from(row))?;
         let mut rows = rows.take(ROWS_MAX).map(|raw| finish(raw?)).collect::<Result<Vec<_>>>()?;
         rows.reverse();
         Ok(rows)

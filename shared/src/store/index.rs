@@ -28,21 +28,8 @@ impl Index<'_> {
              FROM link_index i JOIN turns t ON t.id = i.turn
              WHERE i.kind = ?1 AND i.hash = ?2 AND t.flags & ?3 = 0 ORDER BY i.turn DESC",
         )?;
-        let rows = find.query_map(params![kind.number(), &hash[..], flags::FORGOTTEN], |row| {
-            Ok((
-                row.get(0)?,
-                row.get(1)?,
-                row.get(2)?,
-                row.get(3)?,
-                row.get(4)?,
-                row.get(5)?,
-                row.get(6)?,
-                row.get(7)?,
-                row.get(8)?,
-                row.get(9)?,
-                row.get(10)?,
-            ))
-        })?;
+        let values = params![kind.number(), &hash[..], flags::FORGOTTEN];
+        let rows = find.query_map(values, |row| row.try_into())?;
         // Taken here, not by a `LIMIT ?`: SQLite plans a statement anew for each bound limit.
         Ok(rows.take(limit).collect::<rusqlite::Result<_>>()?)
     }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -146,20 +146,6 @@ const OPEN: &str = "state IN ('sampling', 'training', 'gating', 'publishing')";
 
 type Raw = (String, String, String, i64, Option<i64>, String, Option<String>, String, String);
 
-fn from_row(row: &Row<'_>) -> rusqlite::Result<Raw> {
-    Ok((
-        row.get(0)?,
-        row.get(1)?,
-        row.get(2)?,
-        row.get(3)?,
-        row.get(4)?,
-        row.get(5)?,
-        row.get(6)?,
-        row.get(7)?,
-        row.get(8)?,
-    ))
-}
-
 fn finish(raw: Raw) -> Result<RoundRow> {
     let (round_id, route, state, started_ms, finished_ms, incumbent, candidate, reason, metrics) =
         raw;
@@ -258,7 +244,9 @@ impl Store {
              ORDER BY started_ms DESC, round_id DESC LIMIT {limit}"
         );
         let mut find = self.conn.prepare_cached(&sql)?;
-        let rows = find.query_map(values, from_row)?.collect::<rusqlite::Result<Vec<_>>>()?;
+        let rows = find
+            .query_map(values, |row| Raw::try_from(row))?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
         rows.into_iter().map(finish).collect()
     }
 
