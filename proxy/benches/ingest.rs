@@ -71,6 +71,7 @@ fn records(request: String, response: String, kind: &str) -> [Record; 2] {
         attempts: 1,
         body_len: response.len() as u64,
         body: response.into(),
+        body_at: 0,
         body_truncated: false,
         body_cut: None,
     };

@@ -268,8 +268,20 @@ pub struct Limits {
     pub spool_bytes_max: u64,
     /// Bytes of the reserve on disk; beyond it, each route's `capture.when_full` decides.
     pub reserve_bytes_max: u64,
+    /// Length of the parts in which a long response goes to the spool while it streams; so much of
+    /// each open stream is in memory, at most.
+    pub capture_part_bytes: usize,
+    /// Buffers of parts that are kept to be filled again.
+    pub capture_part_buffers_max: usize,
     /// How often policy files and aliases are looked at.
     pub watch_ms: u64,
+    /// While the proxy without the ingest uses so much of all processors, per mille, turns wait in
+    /// the spool...
+    pub ingest_give_way_above_per_mille: u32,
+    /// ... until one of them has waited so long...
+    pub ingest_give_way_ms_max: u64,
+    /// ... or there are so many bytes of them.
+    pub ingest_give_way_bytes_max: u64,
     /// How long the ingest may take to empty the spool at shutdown.
     pub ingest_drain_ms: u64,
     /// Operators' connections at once; further ones wait.
@@ -332,7 +344,12 @@ impl Default for Limits {
             spool_queue_bytes_max: 256 << 20,
             spool_bytes_max: 16 << 30,
             reserve_bytes_max: 1 << 30,
+            capture_part_bytes: 10 << 10,
+            capture_part_buffers_max: 64,
             watch_ms: 500,
+            ingest_give_way_above_per_mille: 150,
+            ingest_give_way_ms_max: 5_000,
+            ingest_give_way_bytes_max: 256 << 20,
             ingest_drain_ms: 10_000,
             admin_connections_max: 64,
             admin_idle_ms: 30_000,

@@ -145,6 +145,9 @@ impl Parts {
             observer: Observer::of(move |turn| seen.see(turn)),
             policies: Policies::of(move || policies.snapshot().policies),
             reserve_dir: spool_config(cfg).reserve_dir,
+            give_way_above_per_mille: cfg.limits.ingest_give_way_above_per_mille,
+            give_way_ms_max: cfg.limits.ingest_give_way_ms_max,
+            give_way_bytes_max: cfg.limits.ingest_give_way_bytes_max,
             drain_ms_max: cfg.limits.ingest_drain_ms,
             ..IngestConfig::new(&cfg.data, secret)
         };
@@ -324,6 +327,8 @@ fn spool_config(cfg: &ProxyConfig) -> SpoolConfig {
     SpoolConfig {
         queue_records_max: limits.spool_queue_records_max,
         queue_bytes_max: limits.spool_queue_bytes_max,
+        part_bytes: limits.capture_part_bytes,
+        part_buffers_max: limits.capture_part_buffers_max,
         disk_bytes_max: limits.spool_bytes_max,
         reserve_dir: Some(cfg.reserve.clone().unwrap_or_else(|| cfg.data.reserve_dir())),
         reserve_bytes_max: limits.reserve_bytes_max,

@@ -101,3 +101,27 @@ fn a_spent_budget_costs_no_allocation_per_chunk() {
     second.push(b"cut at once");
     assert_eq!(allocations(|| (0..1_000).for_each(|_| second.push(&[b'x'; 170]))), 0);
 }
+
+#[test]
+fn a_capture_in_parts_allocates_nothing_once_it_has_its_buffers() {
+    let mut capture = Capture::in_parts(Budget::new(1 << 30), 8 << 20, 16 << 10);
+    let mut spare = None;
+    let mut stream = |chunks: usize| {
+        for _ in 0..chunks {
+            if capture.is_part_due(170) {
+                let part = capture.take_part();
+                capture.refill(spare.take());
+                spare = part.try_into_mut().ok().map(|buffer| {
+                    let mut buffer = Vec::from(buffer);
+                    buffer.clear();
+                    buffer
+                });
+            }
+            capture.push(&[b'x'; 170]);
+        }
+    };
+    stream(1_000);
+    // Ten parts: a handle for each, and no buffer.
+    let count = allocations(|| stream(1_000));
+    assert!(count <= 20, "{count}");
+}

@@ -1,11 +1,15 @@
 //! What the tap records about one request and its response: the unit that flows through hone.
 //!
 //! A turn is written to the spool as two records: [`Begin`] when the request body is complete and
-//! [`Done`] at the end of the response. A `Begin` without a `Done` in the spool of a dead process
-//! is a turn with [`Outcome::ProxyCrash`]. Payload of a record: `u32` little-endian length of the
+//! [`Done`] at the end of the response; of a long response, a [`Part`] now and then between them. A
+//! `Begin` without a `Done` in the spool of a dead process is a turn with [`Outcome::ProxyCrash`]
+//! and with what its parts hold. Payload of a record: `u32` little-endian length of the
 //! JSON meta, the JSON meta, then the raw body bytes.
 //!
 //! Invariant: bodies are kept as the bytes that crossed the wire; nothing here parses them.
+
+mod generation;
+mod part;
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,6 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use generation::Generation;
+pub use part::{Part, PartHead};
 
 use crate::feedback::Feedback;
 
@@ -32,7 +39,7 @@ pub enum TurnError {
         /// The text that was found.
         found: String,
     },
-    /// The record kind is none of 1 (begin), 2 (done), 3 (gap), 4 (feedback).
+    /// The record kind is none of 1 (begin), 2 (done), 3 (gap), 4 (feedback), 5 (part).
     #[error("record kind {0} is unknown")]
     UnknownKind(u8),
     /// The payload ends before its meta does.
@@ -216,84 +223,6 @@ words!(DropReason, "drop reason", {
     BeginLost = "begin_lost", Shed = "shed",
 });
 
-/// Name of an adapter generation: `base` (no adapter) or the 64 lower-case hex digits of its
-/// content hash.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Generation(String);
-
-impl Generation {
-    /// The base model with no adapter.
-    pub fn base() -> Self {
-        Self("base".to_owned())
-    }
-
-    /// Whether this is the base model.
-    pub fn is_base(&self) -> bool {
-        self.0 == "base"
-    }
-
-    /// Reads `base` or 64 lower-case hex digits; anything else is an error.
-    pub fn parse(text: &str) -> Result<Self, TurnError> {
-        let hex = text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if hex || text == "base" {
-            return Ok(Self(text.to_owned()));
-        }
-        let found = text.chars().take(80).collect();
-        Err(TurnError::UnknownWord { what: "generation (base or 64 hex digits)", found })
-    }
-
-    /// The whole name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The first 12 characters, for logs and people.
-    pub fn short(&self) -> &str {
-        self.0.get(..12).unwrap_or(&self.0)
-    }
-}
-
-impl Default for Generation {
-    fn default() -> Self {
-        Self::base()
-    }
-}
-
-impl fmt::Display for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.short())
-    }
-}
-
-impl FromStr for Generation {
-    type Err = TurnError;
-
-    fn from_str(text: &str) -> Result<Self, TurnError> {
-        Self::parse(text)
-    }
-}
-
-impl TryFrom<String> for Generation {
-    type Error = TurnError;
-
-    fn try_from(text: String) -> Result<Self, TurnError> {
-        Self::parse(&text)
-    }
-}
-
-impl From<Generation> for String {
-    fn from(generation: Generation) -> Self {
-        generation.0
-    }
-}
-
 /// The request half of a turn, recorded when the request body is complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begin {
@@ -354,9 +283,13 @@ pub struct Done {
     pub generation: Option<Generation>,
     /// How often the request was sent upstream.
     pub attempts: u32,
-    /// The body; of one over the capture limit its beginning and its end ([`Cut`]).
+    /// The body; of one over the capture limit its beginning and its end ([`Cut`]). In the spool,
+    /// what follows the parts.
     #[serde(skip)]
     pub body: Bytes,
+    /// How many bytes of the body were handed over before, as [`Part`]s; 0 once they are joined.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub body_at: u64,
     /// Length of the body on the wire, bytes.
     pub body_len: u64,
     /// Whether `body` is shorter than what crossed the wire.
@@ -364,6 +297,11 @@ pub struct Done {
     /// Where `body` was cut, if it holds the two ends of a longer one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_cut: Option<Cut>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A body of which only the two ends were kept: `body` is its first `head_bytes` bytes and then its
@@ -411,16 +349,19 @@ pub enum Record {
     Gap(Gap),
     /// What somebody said about a turn or a session.
     Feedback(Box<Feedback>),
+    /// The next bytes of a response that has not ended.
+    Part(Part),
 }
 
 impl Record {
-    /// The number of the kind in a spool frame: 1 begin, 2 done, 3 gap, 4 feedback.
+    /// The number of the kind in a spool frame: 1 begin, 2 done, 3 gap, 4 feedback, 5 part.
     pub fn kind(&self) -> u8 {
         match self {
             Self::Begin(_) => 1,
             Self::Done(_) => 2,
             Self::Gap(_) => 3,
             Self::Feedback(_) => 4,
+            Self::Part(_) => 5,
         }
     }
 
@@ -431,6 +372,7 @@ impl Record {
             Self::Done(done) => done.turn_id,
             Self::Gap(_) => TurnId(Uuid::nil()),
             Self::Feedback(feedback) => TurnId(feedback.id.0),
+            Self::Part(part) => part.turn_id,
         }
     }
 
@@ -444,6 +386,7 @@ impl Record {
             Self::Done(d) => 256 + d.body.len() + of(&d.headers),
             Self::Gap(g) => 64 + g.route.len(),
             Self::Feedback(feedback) => feedback.weight_bytes(),
+            Self::Part(p) => 256 + p.body.len() + p.head.as_ref().map_or(0, |h| of(&h.headers)),
         }
     }
 
@@ -461,6 +404,7 @@ impl Record {
             Self::Done(done) => (serde_json::to_vec(done), Some(&done.body)),
             Self::Gap(gap) => (serde_json::to_vec(gap), None),
             Self::Feedback(feedback) => (serde_json::to_vec(feedback), None),
+            Self::Part(part) => (serde_json::to_vec(part), Some(&part.body)),
         };
         // Strings, numbers and lists of them always serialise; an empty meta would be refused by
         // `decode`.
@@ -478,8 +422,8 @@ impl Record {
         Self::decode_shared(kind, &Bytes::copy_from_slice(payload))
     }
 
-    /// As [`Record::decode`]. The body of a `Done`, which is used at once, is a part of `payload`;
-    /// that of a `Begin`, which waits, is a copy, so that it keeps nothing else in memory.
+    /// As [`Record::decode`]. The bodies of a `Done` and of a part, which are used at once, are parts of
+    /// `payload`; that of a `Begin`, which waits, is a copy, so that it keeps nothing else in memory.
     pub fn decode_shared(kind: u8, payload: &Bytes) -> Result<Self, TurnError> {
         let short = || TurnError::TooShort(payload.len());
         let (len, rest) = payload.split_first_chunk::<4>().ok_or_else(short)?;
@@ -496,6 +440,10 @@ impl Record {
             }
             3 => Ok(Self::Gap(serde_json::from_slice(meta)?)),
             4 => Ok(Self::Feedback(serde_json::from_slice(meta)?)),
+            5 => {
+                let body = payload.slice_ref(body);
+                Ok(Self::Part(Part { body, ..serde_json::from_slice(meta)? }))
+            }
             _ => Err(TurnError::UnknownKind(kind)),
         }
     }

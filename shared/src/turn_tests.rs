@@ -36,6 +36,7 @@ fn every_record_comes_back_as_it_was_written() {
         attempts: 2,
         body: Bytes::from_static(b"data: [DONE]\n\n"),
         body_len: 14,
+        body_at: 0,
         body_truncated: true,
         body_cut: None,
     };

@@ -13,7 +13,7 @@ use std::time::Duration;
 use hone_shared::spool::{
     DirReader, Item, PAYLOAD_BYTES_MAX, QUARANTINE, Spool, SpoolConfig, claim_dead,
 };
-use hone_shared::turn::{DropReason, Gap, Record};
+use hone_shared::turn::{DropReason, Gap, Part, Record, TurnId};
 use records::{begin, dead_process, done, items, read_all, read_dead, segments, setup};
 
 fn records(count: usize) -> Vec<Record> {
@@ -270,4 +270,53 @@ fn a_record_can_be_read_again_by_its_position() {
     for ((position, _), record) in read.iter().zip(&sent) {
         assert_eq!(reader.read_again(*position).unwrap().as_ref(), Some(record));
     }
+}
+
+fn part(turn_id: TurnId, at: usize, bytes: usize) -> Part {
+    let mut body = Vec::with_capacity(1_000);
+    body.resize(bytes, b'x');
+    Part { turn_id, at: at as u64, after_ms: 1, head: None, body: body.into() }
+}
+
+#[test]
+fn parts_belong_to_open_turns_and_their_buffers_are_used_again() {
+    let (_dir, cfg) = setup();
+    let cfg = SpoolConfig { part_bytes: 1_000, part_buffers_max: 2, ..cfg };
+    let spool = Spool::start(cfg).unwrap();
+    let turn = begin(b"{}".to_vec());
+    let id = turn.turn_id;
+    assert_eq!(spool.try_send_part(part(id, 0, 900)).unwrap_err().len(), 900, "not begun");
+    spool.try_send(Record::Begin(turn.clone())).unwrap();
+    let mut sent = vec![Record::Begin(turn)];
+    let (mut at, mut again) = (0, None);
+    while again.is_none() {
+        sent.push(Record::Part(part(id, at, 900)));
+        again = spool.try_send_part(part(id, at, 900)).unwrap();
+        at += 900;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let again = again.unwrap();
+    assert_eq!((again.len(), again.capacity()), (0, 1_000));
+    sent.push(Record::Done(done(id, b"end".to_vec())));
+    spool.try_send(sent.last().unwrap().clone()).unwrap();
+    assert_eq!(spool.try_send_part(part(id, at, 9)).unwrap_err().len(), 9, "it has ended");
+    let mut reader = DirReader::live(spool.follower());
+    spool.close().unwrap();
+    let read: Vec<_> = read_all(&mut reader).into_iter().map(|(_, item)| item).collect();
+    assert_eq!(read, items(&sent));
+    assert_eq!((spool.stats().requests, spool.stats().accepted), (1, 1), "parts are no turns");
+}
+
+#[test]
+fn a_part_that_finds_no_room_comes_back_whole_and_costs_no_turn_its_end() {
+    let (_dir, cfg) = setup();
+    let cfg = SpoolConfig { queue_bytes_max: 3_000, ..cfg };
+    let spool = Spool::start(cfg).unwrap();
+    let turn = begin(b"{}".to_vec());
+    let id = turn.turn_id;
+    spool.try_send(Record::Begin(turn)).unwrap();
+    assert_eq!(spool.try_send_part(part(id, 0, 4_000)).unwrap_err(), vec![b'x'; 4_000]);
+    spool.try_send(Record::Done(done(id, vec![b'y'; 100]))).unwrap();
+    spool.close().unwrap();
+    assert_eq!((spool.stats().accepted, spool.stats().dropped.len()), (1, 0));
 }

@@ -8,7 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 
 use hone_shared::spool::{DirReader, SpoolConfig};
-use hone_shared::turn::{Begin, Done, DropReason, Gap, Record, TurnId};
+use hone_shared::turn::{Begin, Done, DropReason, Gap, Part, Record, TurnId};
 use proptest::prelude::*;
 use records::{begin, dead_process, done, items, read_all, read_dead, segments, setup};
 
@@ -19,9 +19,16 @@ fn any_record() -> impl Strategy<Value = Record> {
         (0usize..20_000).prop_map(|n| vec![b'a'; n]),
     ];
     let text = "[ -~\u{e9}\u{4e2d}]{0,12}";
-    (0u8..3, body, text, any::<u64>()).prop_map(|(kind, body, text, number)| match kind {
+    (0u8..4, body, text, any::<u64>()).prop_map(|(kind, body, text, number)| match kind {
         0 => Record::Begin(Begin { route: text, policy_version: number, ..begin(body) }),
         1 => Record::Done(Done { duration_ms: number, ..done(TurnId::now(), body) }),
+        2 => Record::Part(Part {
+            turn_id: TurnId::now(),
+            at: number,
+            after_ms: 1,
+            head: None,
+            body: body.into(),
+        }),
         _ => Record::Gap(Gap {
             route: text,
             reason: DropReason::Closed,

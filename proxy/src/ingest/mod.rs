@@ -7,13 +7,19 @@
 //! segments deleted. What is before the position is read again after a restart only to find the
 //! turns that are still open.
 //!
+//! The parts of a long response wait in the same way, and are joined when it ends. The ingest gives
+//! way to requests for as long as what waits is young and little (`turn_taking`).
+//!
 //! While SQLite is locked or cannot be written, the batch is kept and tried again; the spool grows,
 //! traffic goes on.
 //!
 //! Invariant: every turn of a spool is stored exactly once, or counted as dropped with a reason.
 
+mod gathered;
+mod parts;
 mod retention;
 mod source;
+mod turn_taking;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -130,6 +136,9 @@ pub struct IngestConfig {
     /// Most bytes of waiting requests that are kept in memory; others are read again when they are
     /// needed.
     pub open_bytes_max: usize,
+    /// Most segments that are kept only because parts of open turns lie in them; those in the
+    /// oldest are then taken into memory, as far as `open_bytes_max` allows.
+    pub pinned_segments_max: usize,
     /// How long a turn may wait for its end, milliseconds; it is then stored as `proxy_crash`.
     pub open_age_ms_max: i64,
     /// How often dead processes are looked for, milliseconds.
@@ -143,6 +152,13 @@ pub struct IngestConfig {
     pub busy_ms_max: u64,
     /// The thread's nice value: requests go first where both want the processor.
     pub nice: i32,
+    /// Requests are given way to while the process uses so much of all processors without the
+    /// ingest, per mille...
+    pub give_way_above_per_mille: u32,
+    /// ... and the oldest turn that waits for it has waited less than this, milliseconds...
+    pub give_way_ms_max: u64,
+    /// ... and so many bytes wait, at most.
+    pub give_way_bytes_max: u64,
     /// How long stopping may take, milliseconds; the rest stays in the spool and is adopted by the
     /// next start.
     pub drain_ms_max: u64,
@@ -163,12 +179,16 @@ impl IngestConfig {
             batch_bytes_max: 4 << 20,
             open_turns_max: 65_536,
             open_bytes_max: 32 << 20,
+            pinned_segments_max: 64,
             open_age_ms_max: 24 * 3600 * 1000,
             adopt_every_ms: 2_000,
             retry_ms: 50,
             retry_ms_max: 2_000,
             busy_ms_max: 5_000,
             nice: 5,
+            give_way_above_per_mille: 150,
+            give_way_ms_max: 5_000,
+            give_way_bytes_max: 256 << 20,
             drain_ms_max: 10_000,
         }
     }

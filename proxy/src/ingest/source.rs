@@ -5,7 +5,7 @@
 //! are replayed to rebuild this state, silently.
 //!
 //! Invariant: a segment is released only when everything before the committed position is stored
-//! and no turn that began in it is still open.
+//! and no turn that began in it, or has parts in it, is still open.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -14,13 +14,15 @@ use std::path::PathBuf;
 use hone_shared::feedback::Feedback;
 use hone_shared::spool::{ClaimedDir, DirReader, Follower, Item, Position, SpoolError};
 use hone_shared::store::IngestPos;
-use hone_shared::turn::{Begin, Done, DropReason, Gap, Record, TurnId};
+use hone_shared::turn::{Begin, Done, DropReason, Gap, Part, Record, TurnId};
 
 use super::IngestConfig;
+use super::parts::Parts;
 
 const BEGIN: u8 = 1;
 const DONE: u8 = 2;
 const FEEDBACK: u8 = 4;
+const PART: u8 = 5;
 
 /// What a spool says next.
 #[derive(Debug)]
@@ -49,6 +51,7 @@ struct OpenTurn {
     begin: Option<Begin>,
     /// The `Begin` was damaged and is counted already.
     lost: bool,
+    parts: Parts,
 }
 
 /// One process's spool.
@@ -116,6 +119,12 @@ impl Source {
         self.reader.position()
     }
 
+    /// Bytes that can be read; of a dead process's, only whether there may be any.
+    pub(super) fn ahead_bytes(&self) -> u64 {
+        let at = self.reader.position();
+        self.follower.as_ref().map_or(1, |follower| follower.ahead_bytes(at))
+    }
+
     /// Turns that wait for their end.
     pub(super) fn open(&self) -> usize {
         self.open.len()
@@ -144,16 +153,22 @@ impl Source {
                 Event::Nothing
             }
             Item::Record(Record::Done(done)) => self.done(done, fresh)?,
+            Item::Record(Record::Part(part)) => self.part(at, part),
             Item::Record(Record::Gap(gap)) if fresh => Event::Gap(gap),
             Item::Record(Record::Feedback(feedback)) if fresh => Event::Feedback(feedback),
             Item::Damaged { kind: FEEDBACK, .. } if fresh => Event::FeedbackLost,
             Item::Damaged { kind: BEGIN, turn_id } => {
-                let started_ms = now_ms;
-                self.open.insert(turn_id, OpenTurn { at, started_ms, begin: None, lost: true });
+                let (started_ms, parts) = (now_ms, Parts::default());
+                let turn = OpenTurn { at, started_ms, begin: None, lost: true, parts };
+                self.open.insert(turn_id, turn);
                 if fresh { Event::Lost(DropReason::Undecodable) } else { Event::Nothing }
             }
             Item::Damaged { kind: DONE, turn_id } if self.open.contains_key(&turn_id) => {
                 self.settle(turn_id)?
+            }
+            Item::Damaged { kind: PART, turn_id } => {
+                self.open.get_mut(&turn_id).into_iter().for_each(|turn| turn.parts.damaged());
+                Event::Nothing
             }
             Item::Lost { .. } if fresh => Event::Lost(DropReason::Undecodable),
             _ => Event::Nothing,
@@ -165,33 +180,47 @@ impl Source {
         let (id, started_ms, bytes) = (begin.turn_id, begin.started_ms, weight(&begin));
         let keep = fresh && self.open_bytes + bytes <= cfg.open_bytes_max;
         self.open_bytes += if keep { bytes } else { 0 };
-        let begin = keep.then_some(begin);
-        let replaced = self.open.insert(id, OpenTurn { at, started_ms, begin, lost: false });
+        let (begin, parts) = (keep.then_some(begin), Parts::default());
+        let turn = OpenTurn { at, started_ms, begin, lost: false, parts };
+        let replaced = self.open.insert(id, turn);
         self.forget_bytes(replaced.as_ref());
     }
 
+    /// Of a turn that is not open, it was written twice, and its end too.
+    fn part(&mut self, at: Position, part: Part) -> Event {
+        if let Some(turn) = self.open.get_mut(&part.turn_id) {
+            turn.parts.note(at, part);
+        }
+        Event::Nothing
+    }
+
     fn forget_bytes(&mut self, turn: Option<&OpenTurn>) {
-        let bytes = turn.and_then(|turn| turn.begin.as_ref()).map_or(0, weight);
+        let bytes =
+            turn.map_or(0, |turn| turn.parts.held() + turn.begin.as_ref().map_or(0, weight));
         self.open_bytes = self.open_bytes.saturating_sub(bytes);
     }
 
     fn done(&mut self, done: Done, fresh: bool) -> Result<Event, SpoolError> {
-        let Some(turn) = self.open.get_mut(&done.turn_id) else {
-            return Ok(if fresh { Event::Orphan(done.turn_id) } else { Event::Nothing });
+        let id = done.turn_id;
+        let Some(turn) = self.open.get(&id) else {
+            return Ok(if fresh { Event::Orphan(id) } else { Event::Nothing });
         };
-        let (at, lost, kept) = (turn.at, turn.lost, turn.begin.take());
-        let bytes = kept.as_ref().map_or(0, weight);
-        self.open_bytes = self.open_bytes.saturating_sub(bytes);
-        let begin = match (fresh && !lost, kept) {
-            (false, _) => None,
-            (true, Some(begin)) => Some(begin),
-            (true, None) => self.read_again(at)?,
+        if !fresh || turn.lost {
+            let turn = self.open.remove(&id);
+            self.forget_bytes(turn.as_ref());
+            return Ok(Event::Nothing);
+        }
+        let begin = match &turn.begin {
+            Some(_) => None,
+            None => self.read_again(turn.at)?,
         };
-        self.open.remove(&done.turn_id);
-        Ok(match begin {
+        let done = turn.parts.join(done, &self.reader)?;
+        let mut turn = self.open.remove(&id);
+        self.forget_bytes(turn.as_ref());
+        let kept = turn.as_mut().and_then(|turn| turn.begin.take());
+        Ok(match kept.or(begin) {
             Some(begin) => Event::Turn(Box::new((begin, Some(done)))),
-            None if fresh && !lost => Event::Lost(DropReason::BeginLost),
-            None => Event::Nothing,
+            None => Event::Lost(DropReason::BeginLost),
         })
     }
 
@@ -209,7 +238,7 @@ impl Source {
         (old || self.open.len() > cfg.open_turns_max).then_some(*id)
     }
 
-    /// Ends an open turn as its process ended it: without a response.
+    /// Ends an open turn as its process ended it: with what there is of a response.
     fn settle(&mut self, id: TurnId) -> Result<Event, SpoolError> {
         let Some(turn) = self.open.get(&id) else { return Ok(Event::Nothing) };
         let begin = match (turn.lost, &turn.begin) {
@@ -217,11 +246,11 @@ impl Source {
             (false, Some(begin)) => Some(begin.clone()),
             (false, None) => self.read_again(turn.at)?,
         };
-        let lost = turn.lost;
+        let (lost, done) = (turn.lost, turn.parts.unended(id, &self.reader)?);
         let turn = self.open.remove(&id);
         self.forget_bytes(turn.as_ref());
         Ok(match begin {
-            Some(begin) => Event::Turn(Box::new((begin, None))),
+            Some(begin) => Event::Turn(Box::new((begin, done))),
             None if lost => Event::Nothing,
             None => Event::Lost(DropReason::BeginLost),
         })
@@ -239,9 +268,34 @@ impl Source {
     }
 
     /// Deletes the segments that nothing needs any more. Call after a commit.
-    pub(super) fn release(&mut self) -> Result<(), SpoolError> {
-        let keep: BTreeSet<u32> = self.open.values().map(|turn| turn.at.segment).collect();
-        self.reader.delete_before(self.reader.position().segment, &keep)
+    pub(super) fn release(&mut self, cfg: &IngestConfig) -> Result<(), SpoolError> {
+        let read = self.reader.position().segment;
+        let mut keep: BTreeSet<u32> = self.open.values().map(|turn| turn.at.segment).collect();
+        let parts = self.open.values().flat_map(|turn| turn.parts.segments());
+        let mut pinned: BTreeSet<u32> = parts.copied().filter(|number| *number < read).collect();
+        pinned.retain(|number| !keep.contains(number));
+        while pinned.len() > cfg.pinned_segments_max
+            && let Some(oldest) = pinned.pop_first()
+        {
+            self.unpin(oldest, cfg)?;
+        }
+        keep.append(&mut pinned);
+        self.reader.delete_before(read, &keep)
+    }
+
+    /// Takes the parts that lie in the first segments into memory: streams that never end must not
+    /// keep the spool from shrinking.
+    fn unpin(&mut self, upto: u32, cfg: &IngestConfig) -> Result<(), SpoolError> {
+        for turn in self.open.values_mut() {
+            if turn.parts.segments().first().is_none_or(|first| *first > upto) {
+                continue;
+            }
+            let (room, held) =
+                (cfg.open_bytes_max.saturating_sub(self.open_bytes), turn.parts.held());
+            turn.parts.load(upto, &self.reader, room)?;
+            self.open_bytes += turn.parts.held() - held;
+        }
+        Ok(())
     }
 
     /// Deletes all that is left and the directory itself. Call when all is committed.

@@ -9,49 +9,24 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use hone_shared::clock::now_ms;
-use hone_shared::feedback::Feedback;
 use hone_shared::spool::{Follower, claim_dead_in};
-use hone_shared::store::{Batch, IngestFeedback, IngestTurn, Inserted, Store, StoreError};
-use hone_shared::turn::{DropReason, Gap, TurnId};
+use hone_shared::store::{IngestFeedback, IngestTurn, Inserted, Store, StoreError};
+use hone_shared::turn::{DropReason, Gap};
 
+use super::gathered::Gathered;
 use super::retention;
 use super::source::{Event, Source};
+use super::turn_taking::{self, TurnTaking};
 use super::{IngestConfig, Shared, lock};
 
 /// How often old waiting children are forgotten and the log is folded into the file, while idle.
 const UPKEEP: Duration = Duration::from_secs(60);
 
+/// Events between two looks at whether requests want the processor.
+const LOOK_EVERY: u32 = 64;
+
 /// Why the worker stops before everything is stored.
 struct OutOfTime;
-
-/// A batch with what is needed to count it.
-#[derive(Default)]
-struct Gathered {
-    batch: Batch,
-    ids: BTreeSet<TurnId>,
-    orphans: Vec<TurnId>,
-    lost: Vec<DropReason>,
-    /// What was said, as it was spooled.
-    feedback: Vec<Feedback>,
-    bytes: usize,
-    /// When the first of it was read.
-    since: Option<Instant>,
-    /// When the oldest and the youngest of its turns ended, milliseconds since 1970.
-    ended_ms: Option<(i64, i64)>,
-    /// Whether the source has nothing more to read for now.
-    dry: bool,
-    /// Whether the source is over and every turn of it is settled.
-    over: bool,
-}
-
-impl Gathered {
-    /// Whether there is nothing to commit. Requests alone are not: they wait in the spool.
-    fn is_empty(&self) -> bool {
-        let batch = &self.batch;
-        let turns = batch.turns.is_empty() && batch.gaps.is_empty() && self.lost.is_empty();
-        turns && self.feedback.is_empty() && batch.feedback_lost == 0
-    }
-}
 
 pub(super) struct Worker {
     cfg: IngestConfig,
@@ -68,6 +43,8 @@ pub(super) struct Worker {
     upkeep_at: Instant,
     /// Only one spool is being read, so that waiting for it holds up no other.
     alone: bool,
+    /// Made on the ingest's own thread, whose clock it reads.
+    turn_taking: Option<TurnTaking>,
 }
 
 impl Worker {
@@ -85,6 +62,7 @@ impl Worker {
             adopted_at: None,
             upkeep_at,
             alone: false,
+            turn_taking: None,
         }
     }
 
@@ -94,6 +72,7 @@ impl Worker {
         if let Err(error) = rustix::process::setpriority_process(None, self.cfg.nice) {
             tracing::debug!(%error, "the ingest keeps the priority of the others");
         }
+        self.turn_taking = Some(TurnTaking::new(&self.cfg));
         loop {
             self.find_sources();
             // Before the pass, so that what was written before the stop is read after it.
@@ -207,7 +186,7 @@ impl Worker {
         })?;
         self.count(source.is_own(), &inserted, &gathered);
         self.measure(took);
-        if let Err(error) = source.release() {
+        if let Err(error) = source.release(&self.cfg) {
             self.failed(&error);
         }
         Ok((true, gathered.over))
@@ -217,9 +196,15 @@ impl Worker {
     /// later.
     fn gather(&mut self, source: &mut Source) -> Gathered {
         let mut gathered = Gathered::default();
+        let mut events = 0u32;
         while gathered.batch.turns.len() + gathered.feedback.len() < self.cfg.batch_turns_max
             && gathered.bytes < self.cfg.batch_bytes_max
         {
+            let look = events.is_multiple_of(LOOK_EVERY);
+            if look && self.gives_way(source, gathered.is_empty()) {
+                break; // What is gathered is committed first, so that it does not wait half done.
+            }
+            events = events.wrapping_add(1);
             // Asked before reading: what was written before the end is then certain to be read.
             let over = source.is_over();
             let event = match source.next(&self.cfg, now_ms()) {
@@ -231,6 +216,7 @@ impl Worker {
                 Ok(None) if !over && self.wait_for_more(source, &gathered) => {}
                 Ok(None) => {
                     (gathered.dry, gathered.over) = (true, over);
+                    self.caught_up();
                     break;
                 }
                 Err(error) => {
@@ -241,6 +227,33 @@ impl Worker {
             }
         }
         gathered
+    }
+
+    /// What comes from now on may wait again.
+    fn caught_up(&mut self) {
+        if let Some(taking) = &mut self.turn_taking {
+            taking.caught_up();
+        }
+    }
+
+    /// Whether requests keep the processors busy and what is to be read may wait; with `wait`, waits
+    /// until that is no longer so.
+    fn gives_way(&mut self, source: &Source, wait: bool) -> bool {
+        let Some(taking) = &mut self.turn_taking else { return false };
+        loop {
+            let waiting = source.ahead_bytes();
+            let stop = lock(&self.shared.stop);
+            if waiting == 0 || stop.is_some() || !taking.gives_way(waiting) {
+                return false;
+            }
+            if !wait {
+                return true;
+            }
+            lock(&self.shared.figures).behind_since_ms.get_or_insert_with(now_ms);
+            let goes_on = |stop: &mut Option<Instant>| stop.is_none();
+            let wait = turn_taking::LOOK;
+            drop(self.shared.stopping.wait_timeout_while(stop, wait, goes_on));
+        }
     }
 
     /// Waits for more of a batch that is neither full nor old. `false`: it is to be committed now.

@@ -5,8 +5,11 @@
 //! pingora's buffers. A body over the cap of its policy, or one that finds the memory of all
 //! captures used up, keeps only its two ends, its length and its hash ([`super::ends`]).
 //!
-//! Invariant: what is kept is a prefix of what crossed the wire, or after a cut a prefix and a
-//! suffix; `len` is all of it; and a chunk allocates only when a block is full.
+//! A capture in parts gives its blocks away whenever they hold as much as a part; from the second
+//! part on that is one block of just that size, which is moved, not copied.
+//!
+//! Invariant: what is kept, with the parts before it, is a prefix of what crossed the wire, or after
+//! a cut a prefix and a suffix; `len` is all of it; and a chunk allocates only when a block is full.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -68,8 +71,10 @@ pub struct Captured {
     pub len: u64,
     /// Whether `bytes` is not the whole body.
     pub truncated: bool,
-    /// Where `bytes` was cut, and the hash of all of it.
+    /// Where the body was cut, and the hash of all of it.
     pub cut: Option<Cut>,
+    /// How much of the body was taken as parts, and is not in `bytes`.
+    pub at: u64,
 }
 
 /// A capture in progress.
@@ -80,6 +85,16 @@ pub struct Capture {
     held: usize,
     len: u64,
     max: usize,
+    /// Bytes that were taken as parts, all before those held.
+    taken: usize,
+    /// The hash of so many first bytes: of those taken, and of what was put back.
+    hash: Option<Box<blake3::Hasher>>,
+    hashed: usize,
+    /// How much of the beginning is kept of a body that was cut.
+    head: usize,
+    /// Length of a part, and what must be held for the next one to be taken.
+    part: usize,
+    due: usize,
     /// Part of the body never came past.
     missing: bool,
     /// Set once the body no longer fits.
@@ -92,14 +107,33 @@ pub struct Capture {
 impl Capture {
     /// An empty capture that keeps at most `max` bytes and allocates nothing yet.
     pub fn new(budget: Arc<Budget>, max: u64) -> Self {
-        let max = usize::try_from(max).unwrap_or(usize::MAX);
-        let blocks = VecDeque::new();
-        Self { blocks, held: 0, len: 0, max, missing: false, ends: None, reserved: 0, budget }
+        Self::in_parts(budget, max, usize::MAX)
+    }
+
+    /// As [`Capture::new`], of which parts of about `part` bytes can be taken.
+    pub fn in_parts(budget: Arc<Budget>, max: u64, part: usize) -> Self {
+        Self {
+            blocks: VecDeque::new(),
+            held: 0,
+            len: 0,
+            max: usize::try_from(max).unwrap_or(usize::MAX),
+            taken: 0,
+            hash: None,
+            hashed: 0,
+            head: 0,
+            part,
+            due: part,
+            missing: false,
+            ends: None,
+            reserved: 0,
+            budget,
+        }
     }
 
     /// Makes room for a body whose length is known, so that a short one is allocated once.
     pub fn expect(&mut self, len: u64) {
-        let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.max).min(EXPECT_BYTES_MAX);
+        let most = self.max.min(self.part).min(EXPECT_BYTES_MAX);
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(most);
         if self.blocks.is_empty() && len > 0 {
             // Without it the body is allocated as it comes.
             let _ = self.add_block(len);
@@ -111,9 +145,60 @@ impl Capture {
         self.len += chunk.len() as u64;
         if let Some(ends) = &mut self.ends {
             ends.pass(chunk);
-        } else if chunk.len() > self.max - self.held || !self.keep(chunk) {
+        } else if chunk.len() > self.max - self.taken - self.held || !self.keep(chunk) {
             self.cut_short(chunk);
         }
+    }
+
+    /// Whether a part is to be taken before the next chunk, of so many bytes, comes. Not shortly
+    /// before the cap: the end of a longer body must still be here when it is cut.
+    pub fn is_part_due(&self, chunk_bytes: usize) -> bool {
+        self.held > 0
+            && self.held.saturating_add(chunk_bytes) > self.due
+            && self.ends.is_none()
+            && self.taken + self.held <= self.max - Ends::sizes(self.max).1
+    }
+
+    /// Takes what is held as the next part, which begins where [`Capture::taken`] ended before.
+    pub fn take_part(&mut self) -> Bytes {
+        let bytes = match self.blocks.len() {
+            1 => Bytes::from(self.blocks.pop_front().unwrap_or_default()),
+            _ => self.join(self.part.min(EXPECT_BYTES_MAX), &[]),
+        };
+        self.budget.give_back(std::mem::take(&mut self.reserved));
+        (self.held, self.due) = (0, self.part);
+        let known = self.hashed - self.taken;
+        self.hash.get_or_insert_default().update(bytes.get(known..).unwrap_or_default());
+        self.taken += bytes.len();
+        self.hashed = self.taken;
+        bytes
+    }
+
+    /// The part that was just taken is gone for good; `buffer` is for what comes next.
+    pub fn refill(&mut self, buffer: Option<Vec<u8>>) {
+        let Some(buffer) = buffer.filter(|buffer| self.budget.take(buffer.capacity())) else {
+            return;
+        };
+        self.reserved += buffer.capacity();
+        self.blocks.push_back(buffer);
+    }
+
+    /// Takes the part that was just taken back: there is no room for it elsewhere. It is offered
+    /// again when twice as much is held.
+    pub fn put_back(&mut self, bytes: Bytes) {
+        let block = Vec::from(bytes);
+        self.taken -= block.len();
+        self.held += block.len();
+        self.due = self.held.saturating_mul(2);
+        // It was ours a moment ago; at worst the budget is over by one part.
+        self.budget.held.fetch_add(block.capacity() as u64, Ordering::Relaxed);
+        self.reserved += block.capacity();
+        self.blocks.push_front(block);
+    }
+
+    /// Bytes taken as parts so far.
+    pub fn taken(&self) -> u64 {
+        self.taken as u64
     }
 
     /// Forgets everything: the request is sent again and its body comes past once more.
@@ -121,6 +206,7 @@ impl Capture {
         self.blocks.clear();
         self.budget.give_back(std::mem::take(&mut self.reserved));
         (self.held, self.len, self.missing, self.ends) = (0, 0, false, None);
+        (self.taken, self.hash, self.hashed, self.due) = (0, None, 0, self.part);
     }
 
     /// Bytes that came past so far.
@@ -136,26 +222,25 @@ impl Capture {
     /// Takes what was captured; the capture is empty afterwards and its memory is no longer counted
     /// here.
     pub fn take(&mut self) -> Captured {
-        let (head, ends) = (self.held, self.ends.take().map(|ends| ends.finish()));
-        let cut = ends
-            .as_ref()
-            .map(|(_, hash)| Cut { head_bytes: head as u64, blake3: hash.to_hex().to_string() });
+        let (head_bytes, ends) = (self.head as u64, self.ends.take().map(|ends| ends.finish()));
+        let cut =
+            ends.as_ref().map(|(_, hash)| Cut { head_bytes, blake3: hash.to_hex().to_string() });
         let tail = ends.map(|(tail, _)| tail).unwrap_or_default();
-        let bytes = self.join(&tail);
+        let bytes = match self.blocks.len() <= 1 && tail.is_empty() {
+            true => Bytes::from(self.blocks.pop_front().unwrap_or_default()),
+            false => self.join(0, &tail),
+        };
         self.budget.give_back(std::mem::take(&mut self.reserved));
         self.held = 0;
         let truncated = self.missing || cut.is_some();
         // The hash of a body that did not all come past would be the hash of something else.
         let cut = if self.missing { None } else { cut };
-        Captured { bytes, len: self.len, truncated, cut }
+        Captured { bytes, len: self.len, truncated, cut, at: self.taken() }
     }
 
-    /// All blocks and `tail` in one piece; a single block is handed over as it is.
-    fn join(&mut self, tail: &[u8]) -> Bytes {
-        if self.blocks.len() <= 1 && tail.is_empty() {
-            return Bytes::from(self.blocks.pop_front().unwrap_or_default());
-        }
-        let mut whole = Vec::with_capacity(self.held + tail.len());
+    /// All blocks and `tail` in one piece, of a capacity of at least `room`.
+    fn join(&mut self, room: usize, tail: &[u8]) -> Bytes {
+        let mut whole = Vec::with_capacity(room.max(self.held + tail.len()));
         // Each block is freed as soon as it is copied, so that a long body is not held twice.
         while let Some(block) = self.blocks.pop_front() {
             whole.extend_from_slice(&block);
@@ -170,8 +255,11 @@ impl Capture {
         let spare = self.blocks.back().map_or(0, |last| last.capacity() - last.len());
         let (first, rest) = chunk.split_at(chunk.len().min(spare));
         let part = (self.held / BLOCK_PART).next_multiple_of(BLOCK_BYTES_MIN);
-        let grown = part.clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX);
-        let room = self.max - self.held - first.len();
+        let grown = match self.taken {
+            0 => part.clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX),
+            _ => self.part,
+        };
+        let room = self.max - self.taken - self.held - first.len();
         if !rest.is_empty() {
             let last = self.blocks.len();
             if !self.add_block(grown.min(room).max(rest.len())) {
@@ -203,16 +291,18 @@ impl Capture {
     fn cut_short(&mut self, chunk: &[u8]) {
         let (head_max, tail_max) = Ends::sizes(self.max);
         let tail_max = if self.budget.take(tail_max) { tail_max } else { 0 };
-        let mut ends = Box::new(Ends::new(tail_max));
+        let hash = self.hash.take().map_or_else(blake3::Hasher::new, |hash| *hash);
+        let mut ends = Box::new(Ends::after(self.taken as u64, hash, self.hashed as u64, tail_max));
         self.blocks.iter().for_each(|block| ends.pass(block));
         ends.pass(chunk);
-        self.shorten(head_max);
-        let fill = head_max.saturating_sub(self.held).min(chunk.len());
+        self.shorten(head_max.saturating_sub(self.taken));
+        let fill = head_max.saturating_sub(self.taken + self.held).min(chunk.len());
         if fill > 0 && !self.keep(&chunk[..fill]) {
             tracing::debug!("no memory is left for the beginning of a body");
         }
         self.reserved += tail_max;
-        ends.begin_at(self.held as u64);
+        self.head = head_max.min(self.taken + self.held);
+        ends.begin_at(self.head as u64);
         self.ends = Some(ends);
     }
 

@@ -4,7 +4,7 @@ use super::*;
 
 fn whole(bytes: &'static str) -> Captured {
     let len = bytes.len() as u64;
-    Captured { bytes: Bytes::from(bytes), len, truncated: false, cut: None }
+    Captured { bytes: Bytes::from(bytes), len, truncated: false, cut: None, at: 0 }
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_body_over_the_cap_keeps_both_ends_its_length_and_its_hash() {
     let cut = Some(Cut { head_bytes: 9, blake3 });
     assert_eq!(
         captured,
-        Captured { bytes: Bytes::from("012345678ijk"), len: 21, truncated: true, cut }
+        Captured { bytes: Bytes::from("012345678ijk"), len: 21, truncated: true, cut, at: 0 }
     );
 }
 
@@ -108,4 +108,83 @@ fn a_retry_starts_over() {
     assert_eq!(budget.held(), 0);
     capture.push(b"kept");
     assert_eq!(capture.take(), whole("kept"));
+}
+
+/// A body that goes past in chunks of `size`, whose parts are taken, but for every third when
+/// `refuse`. What the ingest makes of it, with what was kept and how often a part was taken.
+fn in_parts(body: &[u8], size: usize, max: u64, refuse: bool) -> (Vec<u8>, Captured, usize) {
+    let mut capture = Capture::in_parts(Budget::new(1 << 30), max, 16 << 10);
+    let (mut parts, mut tried, mut taken) = (Vec::new(), 0, 0);
+    for chunk in body.chunks(size) {
+        if capture.is_part_due(chunk.len()) {
+            assert_eq!(capture.taken(), parts.len() as u64);
+            let part = capture.take_part();
+            tried += 1;
+            if refuse && tried % 3 != 0 {
+                capture.put_back(part);
+            } else {
+                parts.extend_from_slice(&part);
+                taken += 1;
+                let buffer = part.try_into_mut().ok().map(|buffer| {
+                    let mut buffer = Vec::from(buffer);
+                    buffer.clear();
+                    buffer
+                });
+                capture.refill(buffer);
+            }
+        }
+        capture.push(chunk);
+    }
+    let captured = capture.take();
+    assert_eq!(captured.at, parts.len() as u64);
+    parts.truncate(captured.cut.as_ref().map_or(usize::MAX, |cut| cut.head_bytes as usize));
+    parts.extend_from_slice(&captured.bytes);
+    (parts, captured, taken)
+}
+
+#[test]
+fn parts_and_rest_are_what_one_piece_would_have_been() {
+    let body: Vec<u8> = (0..400_000u32).map(|n| (n % 251) as u8).collect();
+    for (size, max) in [(170, 1 << 20), (1_200, 300_000), (20_000, 390_000), (7, 100_000)] {
+        let mut whole = Capture::new(Budget::new(1 << 30), max);
+        body.chunks(size).for_each(|chunk| whole.push(chunk));
+        let whole = whole.take();
+        for refuse in [false, true] {
+            let (joined, rest, taken) = in_parts(&body, size, max, refuse);
+            assert!(taken > 0, "chunks of {size}: {taken} parts");
+            assert!(joined == whole.bytes, "chunks of {size}, at most {max}, refused {refuse}");
+            assert_eq!(
+                (rest.len, rest.truncated, rest.cut),
+                (whole.len, whole.truncated, whole.cut.clone())
+            );
+        }
+    }
+}
+
+#[test]
+fn a_capture_in_parts_holds_little_however_long_the_body_is() {
+    let budget = Budget::new(1 << 30);
+    let mut capture = Capture::in_parts(Arc::clone(&budget), 8 << 20, 16 << 10);
+    let mut most = 0;
+    for _ in 0..30_000 {
+        if capture.is_part_due(200) {
+            drop(capture.take_part());
+            capture.refill(Some(Vec::with_capacity(16 << 10)));
+        }
+        capture.push(&[b'x'; 200]);
+        most = most.max(budget.held());
+    }
+    assert!(most <= 24 << 10, "{most}");
+    drop(capture);
+    assert_eq!(budget.held(), 0);
+}
+
+#[test]
+fn a_short_body_is_never_taken_in_parts() {
+    let mut capture = Capture::in_parts(Budget::new(1 << 30), 8 << 20, 16 << 10);
+    for _ in 0..50 {
+        assert!(!capture.is_part_due(170));
+        capture.push(&[b'x'; 170]);
+    }
+    assert_eq!(capture.take().bytes.len(), 8_500);
 }

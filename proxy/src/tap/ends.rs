@@ -18,6 +18,8 @@ const TAIL_PART: usize = 4;
 #[derive(Debug)]
 pub struct Ends {
     hash: blake3::Hasher,
+    /// How many first bytes were in the hash already.
+    hashed: u64,
     /// The last bytes, as a ring once it is full.
     ring: Vec<u8>,
     /// Where the ring begins.
@@ -38,8 +40,13 @@ impl Ends {
 
     /// Keeps the last `max` bytes of what will pass.
     pub fn new(max: usize) -> Self {
-        let ring = Vec::with_capacity(max);
-        Self { hash: blake3::Hasher::new(), ring, at: 0, max, len: 0, from: 0 }
+        Self::after(0, blake3::Hasher::new(), 0, max)
+    }
+
+    /// As [`Ends::new`], of a body of which `len` bytes have passed before, and whose first
+    /// `hashed` ones, not fewer, are in `hash`.
+    pub fn after(len: u64, hash: blake3::Hasher, hashed: u64, max: usize) -> Self {
+        Self { hash, hashed, ring: Vec::with_capacity(max), at: 0, max, len, from: 0 }
     }
 
     /// The first `from` bytes are kept elsewhere.
@@ -49,7 +56,8 @@ impl Ends {
 
     /// Takes note of the next bytes.
     pub fn pass(&mut self, chunk: &[u8]) {
-        self.hash.update(chunk);
+        let known = usize::try_from(self.hashed.saturating_sub(self.len)).unwrap_or(usize::MAX);
+        self.hash.update(chunk.get(known..).unwrap_or_default());
         self.len += chunk.len() as u64;
         let last = &chunk[chunk.len() - chunk.len().min(self.max)..];
         let (fill, over) = last.split_at(last.len().min(self.max - self.ring.len()));

@@ -10,10 +10,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use hone_shared::feedback::Feedback;
 use hone_shared::policy::{RoutePolicy, WhenFull};
 use hone_shared::spool::{Health, Spool, SpoolError, SpoolStats};
-use hone_shared::turn::{Begin, Done, DropReason, Record};
+use hone_shared::turn::{Begin, Done, DropReason, Part, Record};
 
 use super::capture::Budget;
 
@@ -53,6 +54,17 @@ impl Recorder {
     /// dropped.
     pub fn begin(&self, begin: Begin) -> bool {
         self.spool.try_send(Record::Begin(begin)).is_ok()
+    }
+
+    /// Length of the parts in which a long response is handed over, bytes.
+    pub fn part_bytes(&self) -> usize {
+        self.spool.part_bytes()
+    }
+
+    /// Offers a piece of a response whose turn's first half was taken; an empty buffer for the next
+    /// one may come back. Errors: there is no room for it now; its body.
+    pub fn part(&self, part: Part) -> Result<Option<Vec<u8>>, Bytes> {
+        self.spool.try_send_part(part)
     }
 
     /// Offers the second half of a turn whose first half was taken.

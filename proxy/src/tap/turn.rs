@@ -2,16 +2,17 @@
 //!
 //! [`Begin`] goes out when the request body is complete, so that a prompt survives even if the
 //! proxy is killed before the answer; [`Done`] goes out once, at pingora's `logging` hook or, when
-//! that never runs, when the tap is dropped.
+//! that never runs, when the tap is dropped. What a long response has brought goes out before, as
+//! [`Part`]s.
 //!
 //! Invariant: for every tap exactly one `Begin` is offered to the recorder, and one `Done` after it
-//! if it was taken.
+//! if it was taken; parts only in between.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use hone_shared::clock::now_ms;
-use hone_shared::turn::{Begin, Done, Generation, Headers, Outcome, TurnId};
+use hone_shared::turn::{Begin, Done, Generation, Headers, Outcome, Part, PartHead, TurnId};
 use http::HeaderMap;
 use pingora::http::ResponseHeader;
 
@@ -74,7 +75,8 @@ impl Tap {
         if let Some(length) = head.content_length {
             request.expect(length);
         }
-        let response = Capture::new(Arc::clone(recorder.budget()), caps.response_bytes_max);
+        let budget = Arc::clone(recorder.budget());
+        let response = Capture::in_parts(budget, caps.response_bytes_max, recorder.part_bytes());
         let opening = Opening {
             started_ms: now_ms(),
             tenant: head.tenant,
@@ -156,7 +158,29 @@ impl Tap {
         if self.first_byte_ms.is_none() && !chunk.is_empty() {
             self.first_byte_ms = Some(self.elapsed_ms());
         }
+        if self.begin_taken && self.response.is_part_due(chunk.len()) {
+            self.hand_over_part();
+        }
         self.response.push(chunk);
+    }
+
+    /// Hands over what is held of the response, or keeps it when there is no room.
+    fn hand_over_part(&mut self) {
+        let at = self.response.taken();
+        let head = (at == 0).then(|| {
+            Box::new(PartHead {
+                status: self.status,
+                headers: self.response_headers.clone(),
+                first_byte_ms: self.first_byte_ms,
+                generation: self.reported.clone(),
+            })
+        });
+        let (turn_id, after_ms) = (self.turn_id, self.elapsed_ms());
+        let part = Part { turn_id, at, after_ms, head, body: self.response.take_part() };
+        match self.recorder.part(part) {
+            Ok(buffer) => self.response.refill(buffer),
+            Err(body) => self.response.put_back(body),
+        }
     }
 
     /// The exchange ended; `status` is what the client got when no response of the engine's was
@@ -182,6 +206,7 @@ impl Tap {
                 generation: self.reported.take(),
                 attempts,
                 body: body.bytes,
+                body_at: body.at,
                 body_len: body.len,
                 body_truncated: body.truncated,
                 body_cut: body.cut,

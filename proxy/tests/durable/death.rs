@@ -23,7 +23,10 @@ const CHILD_UPSTREAM: &str = "HONE_DURABLE_TEST_UPSTREAM";
 fn proxy_process() {
     let Ok(data) = std::env::var(CHILD_DATA) else { return };
     let upstream = std::env::var(CHILD_UPSTREAM).unwrap().parse().unwrap();
-    hone_proxy::run(config(Path::new(&data), upstream)).unwrap();
+    let mut cfg = config(Path::new(&data), upstream);
+    // An event or two: parts of every stream are on disk before its end.
+    cfg.limits.capture_part_bytes = 150;
+    hone_proxy::run(cfg).unwrap();
 }
 
 pub async fn start(data: &DataDir, upstream: SocketAddr) -> (Child, SocketAddr) {
@@ -141,4 +144,39 @@ async fn after_any_kill_9_every_answered_turn_is_stored_once() {
     assert!(!answered.is_empty());
     let store = Store::open_read_only(&data.store_path()).unwrap();
     assert_eq!(store.integrity_check().unwrap(), ["ok"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_dies_with_its_proxy_is_stored_once_with_what_its_client_had_read() {
+    let origin = Origin::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::new(dir.path());
+    data.create().unwrap();
+    write_policies(&data, "observe");
+    let (mut child, address) = start(&data, origin.address).await;
+    let mut clients = Vec::new();
+    for at in 0..5 {
+        let mut client = crate::client::Client::connect(address).await;
+        let request = chat(&format!("stream {at}"), true);
+        client.send(&post("/v1/paced/chat/completions?n=5000&ms=3", "", &request)).await;
+        clients.push(client);
+    }
+    for client in &mut clients {
+        client.until("w60 ").await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (mut child, _) = start(&data, origin.address).await;
+    let left = || std::fs::read_dir(data.spool_dir()).unwrap().count();
+    eventually("the dead process's spool is adopted", || left() == 1).await;
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(child.wait().unwrap().success());
+    let turns = turns_in(&data);
+    assert_eq!(turns.len(), 5, "{turns:?}");
+    let whole: String = (0..5_000).map(|at| format!("w{at} ")).collect();
+    for turn in turns {
+        assert_eq!((turn.outcome.as_str(), turn.status), ("proxy_crash", 200));
+        assert!(turn.response.contains("w55 "), "what is in parts is there: {}", turn.response);
+        assert!(whole.starts_with(&turn.response), "and nothing else: {}", turn.response);
+    }
 }

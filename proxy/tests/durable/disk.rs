@@ -1,4 +1,4 @@
-//! Faults of the spool: full, gone, replaced; and a disk that really is full.
+//! Faults of the spool: full, gone, replaced, failing; and a disk that really is full.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use hone_proxy::ProxyConfig;
 
+use crate::client::{chat, post};
 use crate::harness::{PATIENCE, Proxy, eventually, number};
 use crate::origin::Origin;
-use crate::{balanced, lock, shed, traffic};
+use crate::{balanced, dropped, lock, shed, traffic};
 
 /// A spool and a reserve that a few dozen turns of 2 KB fill.
 fn small(cfg: &mut ProxyConfig) {
@@ -224,4 +225,71 @@ async fn a_full_disk_stops_no_request_and_recording_goes_on_once_there_is_room()
     assert!(number(&counters["stored"]) > 100, "what fitted into memory was kept: {counters}");
     traffic(&proxy, sent, 10, 100).await;
     balanced(&proxy, sent as u64 + 10).await;
+}
+
+/// A disk that fails: the next segments are links to a file whose every write is answered with EIO
+/// by the kernel, for nothing is mapped at the address 0 of this process.
+struct Failing(Vec<std::path::PathBuf>);
+
+impl Failing {
+    fn new(places: &[std::path::PathBuf]) -> Self {
+        let mut links = Vec::new();
+        for place in places {
+            let own = std::fs::read_dir(place).unwrap().next().unwrap().unwrap().path();
+            for number in 1..2_000 {
+                let link = own.join(format!("{number:06}.seg"));
+                std::os::unix::fs::symlink("/proc/self/mem", &link).unwrap();
+                links.push(link);
+            }
+            // The open segment is missed, and the next one begun.
+            let _ = std::fs::remove_file(own.join("000000.seg"));
+        }
+        Self(links)
+    }
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|link| drop(std::fs::remove_file(link)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_answers_eio_stops_no_request_and_the_books_stay_exact() {
+    let origin = Origin::start().await;
+    for reserve_too in [false, true] {
+        let proxy = Proxy::with(origin.address, "observe", |cfg| {
+            cfg.limits.spool_queue_bytes_max = 1 << 20;
+            // Long answers find no room for their parts, either.
+            cfg.limits.capture_part_bytes = 150;
+        })
+        .await;
+        traffic(&proxy, 0, 10, 500).await;
+        proxy.settled(10).await;
+        let mut places = vec![proxy.data.spool_dir()];
+        places.extend(reserve_too.then(|| proxy.data.reserve_dir()));
+        let failing = Failing::new(&places);
+        let mut sent = 10;
+        while sent < 510 {
+            assert!(traffic(&proxy, sent, 50, 8_000).await.iter().all(|status| *status == 200));
+            sent += 50;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        if !reserve_too {
+            eventually("the reserve is used", || bytes_under(&proxy.data.reserve_dir()) > 0).await;
+        } else {
+            health(&proxy, true).await;
+            assert!(dropped_so_far(&proxy).await > 0, "4 MB do not fit into 1 MiB of memory");
+        }
+        let mut client = crate::client::Client::connect(proxy.address).await;
+        let request = chat("a long answer", true);
+        client.send(&post("/v1/burst/chat/completions?n=200", "", &request)).await;
+        assert_eq!(client.response().await.text(), crate::origin::stream(200));
+        drop(failing);
+        health(&proxy, false).await;
+        let counters = balanced(&proxy, sent as u64 + 1).await;
+        assert_eq!(dropped(&counters) > 0, reserve_too, "{counters}");
+        traffic(&proxy, sent, 10, 100).await;
+        balanced(&proxy, sent as u64 + 11).await;
+    }
 }

@@ -13,6 +13,7 @@ use crate::certificates::{Authority, write_file};
 use crate::client::{ask, chat, post};
 use crate::harness::{Proxy, eventually};
 use crate::origin::{Origin, stream};
+use crate::websocket;
 
 /// A proxy that listens with TLS too, with a certificate for `localhost`.
 struct Secure {
@@ -24,10 +25,16 @@ struct Secure {
 }
 
 async fn secure(watch_ms: u64) -> Secure {
-    let (authority, origin) = (Authority::new(), Origin::start().await);
+    let origin = Origin::start().await;
+    let upstream = origin.address;
+    secure_before(upstream, origin, watch_ms).await
+}
+
+async fn secure_before(upstream: SocketAddr, origin: Origin, watch_ms: u64) -> Secure {
+    let authority = Authority::new();
     let files = authority.files(&authority.issue(&["localhost"]));
     let listen = ListenTls { address: "127.0.0.1:0".parse().unwrap(), files: files.clone() };
-    let proxy = Proxy::with(origin.address, "observe", move |cfg| {
+    let proxy = Proxy::with(upstream, "observe", move |cfg| {
         cfg.listen_tls = Some(listen);
         cfg.limits.tls_handshake_ms = 500;
         cfg.limits.watch_ms = watch_ms;
@@ -204,4 +211,37 @@ async fn a_client_that_goes_away_over_tls_ends_the_generation() {
     eventually("the engine's stream is cut", || secure.origin.closed_early() == 1).await;
     secure.proxy.settled(1).await;
     assert_eq!(secure.proxy.turns()[0].outcome, "client_abort");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_over_tls_passes_untouched_both_ways() {
+    let engine = websocket::engine(websocket::Kind::Echo).await;
+    let secure = secure_before(engine, Origin::start().await, NEVER_MS).await;
+    let mut tls =
+        secure.authority.connect(secure.address, "localhost", &["h2", "http/1.1"]).await.unwrap();
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "so a client must ask for less");
+    drop(tls);
+    tls = secure.authority.connect(secure.address, "localhost", &["http/1.1"]).await.unwrap();
+    tls.write_all(websocket::ASK.as_bytes()).await.unwrap();
+    let agreed = websocket::head(&mut tls).await.unwrap();
+    assert!(agreed.starts_with("HTTP/1.1 101 "), "{agreed}");
+    let sent: Vec<u8> = (0..1 << 20).map(|n: u32| (n * 31 + n / 251) as u8).collect();
+    let mut back = vec![0; sent.len()];
+    let (mut read, mut write) = tokio::io::split(tls);
+    let both = async { tokio::try_join!(write.write_all(&sent), read.read_exact(&mut back)) };
+    tokio::time::timeout(crate::harness::PATIENCE, both).await.unwrap().unwrap();
+    assert!(back == sent, "bytes changed on their way");
+    drop((read, write));
+    let open = async || secure.proxy.status().await["tunnels"].clone();
+    let since = Instant::now();
+    while open().await["open"] != 0 {
+        assert!(since.elapsed() < crate::harness::PATIENCE, "the tunnel stays open");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let tunnels = open().await;
+    assert_eq!(
+        (&tunnels["sent_bytes"], &tunnels["received_bytes"]),
+        (&(1 << 20).into(), &(1 << 20).into())
+    );
+    assert_eq!(secure.proxy.settled(0).await["requests"], 0, "and is no turn");
 }

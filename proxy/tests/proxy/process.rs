@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use hone_proxy::{KeyFiles, ListenTls};
 use hone_shared::data_dir::{DataDir, RunFile};
 
 use crate::harness::{config, eventually};
@@ -13,6 +14,7 @@ const DATA: &str = "HONE_PROXY_TEST_DATA";
 const UPSTREAM: &str = "HONE_PROXY_TEST_UPSTREAM";
 const LISTEN: &str = "HONE_PROXY_TEST_LISTEN";
 const ADMIN: &str = "HONE_PROXY_TEST_ADMIN";
+const TLS: &str = "HONE_PROXY_TEST_TLS";
 const UPGRADE: &str = "HONE_PROXY_TEST_UPGRADE";
 const ARGUMENTS: [&str; 3] = ["--exact", "process::proxy_process", "--nocapture"];
 
@@ -25,6 +27,11 @@ fn proxy_process() {
     let address = |name| std::env::var(name).ok().map(|text| text.parse().unwrap());
     cfg.listen = address(LISTEN).unwrap_or(cfg.listen);
     cfg.admin = address(ADMIN).unwrap_or(cfg.admin);
+    cfg.listen_tls = std::env::var(TLS).ok().map(|text| {
+        let parts: Vec<&str> = text.split(' ').collect();
+        let files = KeyFiles { certificate: parts[1].into(), key: parts[2].into() };
+        ListenTls { address: parts[0].parse().unwrap(), files }
+    });
     cfg.upgrade = std::env::var_os(UPGRADE).is_some();
     let mut successor = vec!["env".into(), format!("{UPGRADE}=1").into()];
     successor.push(std::env::current_exe().unwrap().into());
@@ -47,6 +54,24 @@ impl Process {
         let mut command = command(data, upstream);
         command.env(LISTEN, &old.address).env(ADMIN, old.admin_address.as_deref().unwrap());
         command.env(UPGRADE, "1");
+        Self::ready(data, command).await
+    }
+
+    /// Starts one that listens with TLS too, taking over from `old` if there is one.
+    pub async fn start_tls(
+        data: &DataDir,
+        upstream: SocketAddr,
+        tls: &ListenTls,
+        old: Option<&RunFile>,
+    ) -> (Self, RunFile) {
+        let mut command = command(data, upstream);
+        let KeyFiles { certificate, key } = &tls.files;
+        let text = format!("{} {} {}", tls.address, certificate.display(), key.display());
+        command.env(TLS, text);
+        if let Some(old) = old {
+            command.env(LISTEN, &old.address).env(ADMIN, old.admin_address.as_deref().unwrap());
+            command.env(UPGRADE, "1");
+        }
         Self::ready(data, command).await
     }
 

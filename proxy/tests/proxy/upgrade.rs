@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use hone_proxy::ListenTls;
 use hone_shared::data_dir::{DataDir, RunFile};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::certificates::Authority;
 use crate::client::{Client, ask, chat, post};
 use crate::harness::{eventually, turns_in, write_policies};
 use crate::origin::{Origin, stream};
@@ -146,4 +149,64 @@ async fn a_successor_that_cannot_start_changes_nothing() {
     assert!(process.0.try_wait().unwrap().is_none());
     process.signal("-TERM");
     assert!(process.ended().await.success());
+}
+
+/// One request on a TLS connection of its own, with the leaf that was shown.
+async fn ask_tls(authority: &Authority, address: SocketAddr) -> (String, Vec<u8>) {
+    let mut tls = authority.connect(address, "localhost", &["http/1.1"]).await.unwrap();
+    let leaf = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+    let request = post("/v1/json/chat/completions", "Connection: close\r\n", &chat("a", false));
+    tls.write_all(&request).await.unwrap();
+    let mut back = Vec::new();
+    let _ = tls.read_to_end(&mut back).await;
+    (String::from_utf8_lossy(&back).into_owned(), leaf)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tls_listener_is_handed_over_without_a_refused_connection_or_a_cut_stream() {
+    let (_dir, data, origin) = data().await;
+    let authority = Authority::new();
+    let first = authority.issue(&["localhost"]);
+    let files = authority.files(&first);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = ListenTls { address: free, files };
+    let (mut old, file) = Process::start_tls(&data, origin.address, &listen, None).await;
+    let mut stream_seen = authority.connect(free, "localhost", &["http/1.1"]).await.unwrap();
+    let long = post("/v1/paced/chat/completions?n=100&ms=20", "", &chat("long", true));
+    stream_seen.write_all(&long).await.unwrap();
+    let mut start = [0u8; 64];
+    stream_seen.read_exact(&mut start).await.unwrap();
+    let (over, authority) = (Arc::new(AtomicBool::new(false)), Arc::new(authority));
+    let asking = tokio::spawn({
+        let (over, authority) = (Arc::clone(&over), Arc::clone(&authority));
+        async move {
+            let (mut asked, mut leaves) = (0, BTreeSet::new());
+            while !over.load(Ordering::SeqCst) {
+                let (answer, leaf) = ask_tls(&authority, free).await;
+                assert!(answer.starts_with("HTTP/1.1 200"), "request {asked}: {answer}");
+                leaves.insert(leaf);
+                asked += 1;
+            }
+            (asked, leaves.len())
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    authority.issue(&["localhost"]).write(&listen.files);
+    let (mut new, took) = Process::start_tls(&data, origin.address, &listen, Some(&file)).await;
+    assert_ne!(took.pid, file.pid);
+    let mut rest = Vec::new();
+    while !rest.ends_with(b"0\r\n\r\n") {
+        assert!(stream_seen.read_buf(&mut rest).await.unwrap() > 0, "the stream was cut");
+    }
+    assert!(String::from_utf8_lossy(&rest).contains("[DONE]"));
+    drop(stream_seen);
+    assert!(old.ended().await.success());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    over.store(true, Ordering::SeqCst);
+    let (asked, leaves) = asking.await.unwrap();
+    println!("{asked} TLS connections during the hand-over, none failed");
+    assert!(asked > 20 && leaves == 2, "{asked} requests, {leaves} certificates");
+    new.signal("-TERM");
+    assert!(new.ended().await.success());
+    assert_eq!(turns_in(&data).len(), asked + 1);
 }

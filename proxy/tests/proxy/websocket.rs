@@ -11,7 +11,7 @@ use crate::client::{ask, chat, post};
 use crate::harness::{Proxy, number};
 use crate::origin::Origin;
 
-const ASK: &str = "GET /v1/realtime HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\n\
+pub const ASK: &str = "GET /v1/realtime HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\n\
                    Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 const AGREE: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
@@ -19,7 +19,7 @@ const AGREE: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n
 
 /// How the engine behaves.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub enum Kind {
     /// Agrees, then sends back whatever comes.
     Echo,
     /// Has agreed before it has read the request.
@@ -34,7 +34,7 @@ enum Kind {
     Refuse,
 }
 
-async fn head(tcp: &mut TcpStream) -> Option<String> {
+pub async fn head(tcp: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<String> {
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
         bytes.push(tcp.read_u8().await.ok()?);
@@ -73,7 +73,7 @@ async fn serve(mut tcp: TcpStream, kind: Kind) -> Option<()> {
     Some(())
 }
 
-async fn engine(kind: Kind) -> SocketAddr {
+pub async fn engine(kind: Kind) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

@@ -92,6 +92,7 @@ fn cut(record: &Record, payload_len: usize) -> Vec<u8> {
             done.body.truncate(done.body.len().saturating_sub(excess));
             done.body_truncated = true;
         }
+        Record::Part(part) => part.body.truncate(part.body.len().saturating_sub(excess)),
         // Bounded where they are made.
         Record::Gap(_) | Record::Feedback(_) => {}
     }

@@ -9,12 +9,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::health::{Health, Shown, Signs};
 use super::queue::Queue;
 use super::task::Task;
 use super::{Position, SpoolConfig, SpoolError, SpoolWriter, at};
 use crate::clock::now_ms;
-use crate::turn::{DropReason, Record};
+use crate::turn::{DropReason, Part, Record};
 
 /// Numbers of one spool since it was started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -145,6 +147,27 @@ impl Spool {
         offered
     }
 
+    /// Hands over a piece of a response that has not ended. Returns an empty buffer for the next
+    /// one, if there is one. Errors: there is no room now, or the turn is not open; the body, to be
+    /// offered again later or with the end of the turn. Nothing is counted.
+    pub fn try_send_part(&self, part: Part) -> Result<Option<Vec<u8>>, Bytes> {
+        let full = self.shared.disk_full.load(Ordering::Relaxed);
+        let mut queue = lock(&self.shared.queue);
+        queue.offer_part(&self.cfg, full, part)?;
+        let buffer = queue.take_buffer();
+        let awaited = std::mem::take(&mut queue.awaited);
+        drop(queue);
+        if awaited {
+            self.shared.filled.notify_one();
+        }
+        Ok(buffer)
+    }
+
+    /// How long a part should be, bytes: buffers of this capacity are used again.
+    pub fn part_bytes(&self) -> usize {
+        self.cfg.part_bytes
+    }
+
     /// How the spool is doing: one atomic load, for every request that must not pass unrecorded.
     pub fn health(&self) -> Health {
         self.shared.health.get()
@@ -259,6 +282,13 @@ impl Follower {
     /// Whether the spool was closed: nothing will be written any more.
     pub fn closed(&self) -> bool {
         lock(&self.shared.durable).closed
+    }
+
+    /// Durable bytes after `seen`: what a reader that is there has still to read.
+    pub fn ahead_bytes(&self, seen: Position) -> u64 {
+        let durable = lock(&self.shared.durable);
+        let sealed: u64 = durable.sealed.range(seen.segment..).map(|(_, len)| len).sum();
+        (sealed + durable.upto.offset).saturating_sub(seen.offset)
     }
 
     /// Waits until there is more than `seen`, the spool is closed, or the time is over.

@@ -15,6 +15,9 @@
 //! what came in the moment that a record takes to the page cache; while more than 4,000 records a
 //! second come they are written together, so that this moment is a millisecond.
 //!
+//! A long response comes in parts between its `Begin` and its `Done`, so that memory holds little of
+//! it; a part that finds no room stays with the tap.
+//!
 //! Tiers: memory, spool, reserve; then each route's policy decides whether traffic passes unrecorded
 //! or is shed ([`Health::Full`]).
 //!
@@ -98,6 +101,10 @@ pub struct SpoolConfig {
     pub queue_records_max: usize,
     /// Most bytes that wait in memory.
     pub queue_bytes_max: usize,
+    /// Length of the parts in which a long response is handed over, bytes.
+    pub part_bytes: usize,
+    /// Most buffers of parts that are kept to be filled again.
+    pub part_buffers_max: usize,
     /// Most bytes of all segments on disk, of all processes.
     pub disk_bytes_max: u64,
     /// Where segments go while `dir` is full or cannot be written; best on another disk.
@@ -115,7 +122,7 @@ pub struct SpoolConfig {
 
 impl SpoolConfig {
     /// The defaults: 64 MiB / 60 s segments, 20 ms / 1 MiB groups, 65,536 records / 256 MiB queue,
-    /// 16 GiB on disk; no reserve (1 GiB where one is named).
+    /// 10 KiB parts, 16 GiB on disk; no reserve (1 GiB where one is named).
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -125,6 +132,8 @@ impl SpoolConfig {
             sync_bytes_max: 1 << 20,
             queue_records_max: 65_536,
             queue_bytes_max: 256 << 20,
+            part_bytes: 10 << 10,
+            part_buffers_max: 64,
             disk_bytes_max: 16 << 30,
             reserve_dir: None,
             reserve_bytes_max: 1 << 30,

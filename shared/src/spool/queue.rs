@@ -2,7 +2,7 @@
 //!
 //! Bounded in records and in bytes. Every accepted `Begin` reserves the place of its `Done`, so a
 //! turn that was accepted can always end: a `Done` that would not fit loses its body (and is marked
-//! as truncated), never its facts.
+//! as truncated), never its facts. A part that does not fit goes back to whoever offers it.
 //!
 //! Invariant: `requests = accepted + dropped{reason}`; a turn is counted once, when its `Begin` is
 //! offered.
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::SpoolConfig;
 use super::health::Judge;
 use crate::clock::now_ms;
-use crate::turn::{DropReason, Gap, Record, TurnId};
+use crate::turn::{DropReason, Gap, Part, Record, TurnId};
 
 /// Most different (route, reason) pairs that are noted apart; more are noted without their route.
 const GAPS_MAX: usize = 1024;
@@ -37,6 +37,8 @@ pub(super) struct Queue {
     pub(super) accepted: u64,
     pub(super) bodies_cut: u64,
     pub(super) dropped: BTreeMap<DropReason, u64>,
+    /// Emptied buffers of parts, to be filled again.
+    buffers: Vec<Vec<u8>>,
 }
 
 impl Queue {
@@ -89,8 +91,47 @@ impl Queue {
                 }
                 self.push(Record::Feedback(feedback));
             }
+            Record::Part(part) => {
+                let refused = self.offer_part(cfg, disk_full, part);
+                return refused.map_err(|_| DropReason::QueueBytes);
+            }
         }
         Ok(())
+    }
+
+    /// Takes a part of an open turn, or gives its body back: while more waits than is written at
+    /// once, streams are faster than the disk, and better hold what they have.
+    pub(super) fn offer_part(
+        &mut self,
+        cfg: &SpoolConfig,
+        disk_full: bool,
+        part: Part,
+    ) -> Result<(), Bytes> {
+        let refused = self.refusal(cfg, disk_full, part.body.len()).is_some();
+        if refused || self.bytes > cfg.sync_bytes_max || !self.open.contains(&part.turn_id) {
+            return Err(part.body);
+        }
+        self.push(Record::Part(part));
+        Ok(())
+    }
+
+    /// An empty buffer that a part had, if there is one.
+    pub(super) fn take_buffer(&mut self) -> Option<Vec<u8>> {
+        self.buffers.pop()
+    }
+
+    /// Keeps the buffers of parts that were written, up to the configured number. Those of other
+    /// sizes are freed.
+    pub(super) fn recycle(&mut self, cfg: &SpoolConfig, written: Vec<Record>) {
+        for record in written {
+            let Record::Part(part) = record else { continue };
+            let Ok(buffer) = part.body.try_into_mut() else { continue };
+            let mut buffer = Vec::from(buffer);
+            if self.buffers.len() < cfg.part_buffers_max && buffer.capacity() == cfg.part_bytes {
+                buffer.clear();
+                self.buffers.push(buffer);
+            }
+        }
     }
 
     fn refusal(&self, cfg: &SpoolConfig, disk_full: bool, weight: usize) -> Option<DropReason> {

@@ -25,7 +25,7 @@ pub enum Item {
     Record(Record),
     /// A damaged frame of known extent; kind and id are as the damaged frame says.
     Damaged {
-        /// 1 begin, 2 done, 3 gap, 4 feedback; anything else is damage too.
+        /// 1 begin, 2 done, 3 gap, 4 feedback, 5 part; anything else is damage too.
         kind: u8,
         /// The turn, probably.
         turn_id: TurnId,
@@ -96,7 +96,14 @@ impl DirReader {
             let start = self.at;
             let read = window.read_at(file, start.offset, limit);
             let path = || find_segment(&self.dirs, start.segment);
-            let frame = read.map_err(|error| at(&path())(error))?;
+            let frame = match read {
+                Ok(frame) => frame,
+                Err(error) => {
+                    // Another try opens it anew: the disk may have been mounted again.
+                    self.file = None;
+                    return Err(at(&path())(error));
+                }
+            };
             let torn_end = !sealed && self.live.is_none();
             match frame {
                 Frame::Good { record, next } => {
@@ -121,15 +128,23 @@ impl DirReader {
         }
     }
 
-    /// Reads one record again. Errors: I/O; `None`: it is not there or no longer whole.
+    /// Reads one record again. Errors: I/O, a segment that is gone; `None`: the record is no longer
+    /// whole.
     pub fn read_again(&self, position: Position) -> Result<Option<Record>, SpoolError> {
+        let good = |frame| match frame {
+            Frame::Good { record, .. } => Some(record),
+            _ => None,
+        };
+        if let Some(open) = &self.file
+            && (position.segment, position.offset < self.at.offset) == (self.at.segment, true)
+        {
+            let frame = frame::read_at(&open.file, position.offset, self.at.offset);
+            return Ok(good(frame.map_err(at(&find_segment(&self.dirs, position.segment)))?));
+        }
         let path = find_segment(&self.dirs, position.segment);
         let file = File::open(&path).map_err(at(&path))?;
         let limit = file.metadata().map_err(at(&path))?.len();
-        match frame::read_at(&file, position.offset, limit).map_err(at(&path))? {
-            Frame::Good { record, .. } => Ok(Some(record)),
-            _ => Ok(None),
-        }
+        Ok(good(frame::read_at(&file, position.offset, limit).map_err(at(&path))?))
     }
 
     /// Deletes the segments before `segment`, but for those in `keep`; damaged ones go to

@@ -91,6 +91,9 @@ impl Task {
             let begins = batch.iter().filter(|record| matches!(record, Record::Begin(_))).count();
             self.begins += begins as u64;
             let result = self.writer.append_all(&batch);
+            if batch.iter().any(|record| matches!(record, Record::Part(_))) {
+                lock(&self.shared.queue).recycle(&self.cfg, batch);
+            }
             let result = result.and_then(|()| self.sync_if_due(degraded));
             let result = result.and_then(|()| self.upkeep());
             self.note(result);

@@ -41,6 +41,7 @@ pub fn done(turn_id: TurnId, body: Vec<u8>) -> Done {
         attempts: 1,
         body_len: body.len() as u64,
         body: Bytes::from(body),
+        body_at: 0,
         body_truncated: false,
         body_cut: None,
     }

@@ -84,6 +84,7 @@ fn turn(
         attempts: 1,
         body_len: body.len() as u64,
         body: body.into_bytes().into(),
+        body_at: 0,
         body_truncated: false,
         body_cut: None,
     };

@@ -4,7 +4,8 @@
 //!
 //! A ratio is taken within one round and the median of the rounds is reported. Latencies in µs, CPU
 //! in µs per request; hone's CPU includes what the spool and the ingest did for these requests
-//! afterwards, and `path` is the part that requests wait for.
+//! afterwards, until all are stored (`drain` is that part of it), and `path` is the part that
+//! requests wait for.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,6 +30,7 @@ struct Sample {
     path: f64,
     spool: f64,
     ingest: f64,
+    drain: f64,
     failed: f64,
 }
 
@@ -48,6 +50,8 @@ struct Row {
     path_us: f64,
     spool_us: f64,
     ingest_us: f64,
+    /// How much of it was used after the last request, for those before.
+    drain_us: f64,
     /// p50 minus direct's p50.
     added_p50_us: f64,
     /// The same over plain pingora's.
@@ -117,8 +121,10 @@ fn rounds(
             let before = target.usage()?;
             let until = Until::Seconds(args.seconds);
             let seen = load::run(target.address, shape, concurrency, until)?;
+            let ended = target.usage()?;
             target.settle()?;
-            round.insert(target.name, Sample::of(seen, before.zip(target.usage()?)));
+            let usage = before.zip(ended).zip(target.usage()?);
+            round.insert(target.name, Sample::of(seen, usage));
         }
         rounds.push(round);
     }
@@ -126,12 +132,13 @@ fn rounds(
 }
 
 impl Sample {
-    fn of(mut seen: Seen, usage: Option<(Usage, Usage)>) -> Self {
+    /// With what was used before the first request, after the last one, and after all was stored.
+    fn of(mut seen: Seen, usage: Option<((Usage, Usage), Usage)>) -> Self {
         let count = seen.latencies.len().max(1) as f64;
         let p50 = median(&mut seen.latencies);
         let last = seen.latencies.len().saturating_sub(1);
         let p99 = seen.latencies.get(last * 99 / 100).copied().unwrap_or(f64::NAN);
-        let (before, after) = usage.unwrap_or_default();
+        let ((before, ended), after) = usage.unwrap_or_default();
         let thread = |name: &str| (after.of_thread(name) - before.of_thread(name)) / count * 1e6;
         Self {
             p50: p50 * 1e6,
@@ -142,6 +149,7 @@ impl Sample {
             path: thread("path"),
             spool: thread("spool"),
             ingest: thread("ingest"),
+            drain: (after.total() - ended.total()) / count * 1e6,
             failed: seen.failed as f64,
         }
     }
@@ -167,6 +175,7 @@ fn row(workload: Shape, concurrency: usize, target: &'static str, rounds: &[Roun
         path_us: own(|s| s.path),
         spool_us: own(|s| s.spool),
         ingest_us: own(|s| s.ingest),
+        drain_us: own(|s| s.drain),
         added_p50_us: over(rounds, |round| added(round, target)),
         added_p50_to_plain: over(rounds, |r| Some(added(r, target)? / added(r, plain)?)),
         cpu_to_plain: ratio(plain, |s| s.cpu, |s| s.cpu),
@@ -196,6 +205,7 @@ fn print(rows: &[Row]) {
         "path",
         "spool",
         "ingest",
+        "drain",
         "added p50",
         "÷ plain",
         "CPU ÷ plain",
@@ -220,6 +230,7 @@ fn print(rows: &[Row]) {
             number(row.path_us, 1),
             number(row.spool_us, 1),
             number(row.ingest_us, 1),
+            number(row.drain_us, 1),
             number(row.added_p50_us, 0),
             number(row.added_p50_to_plain, 2),
             number(row.cpu_to_plain, 2),

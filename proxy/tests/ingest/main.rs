@@ -2,6 +2,9 @@
 //! them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may panic")]
 
+mod parts;
+mod turn_taking;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -73,6 +76,7 @@ fn turn(messages: &[Value], answer: &str) -> (Begin, Done) {
         attempts: 1,
         body_len: response.len() as u64,
         body: response,
+        body_at: 0,
         body_truncated: false,
         body_cut: None,
     };
@@ -297,7 +301,7 @@ fn an_open_turn_keeps_its_segment_and_only_that_one() {
     }
     wait_until("the quick turns", || ingest.stats().stored == 40);
     wait_until("their segments to go", || segments(&own) <= 2);
-    assert_eq!(ingest.stats().open, 1);
+    wait_until("the figures", || ingest.stats().open == 1);
     spool.try_send(Record::Done(slow_done)).unwrap();
     wait_until("the slow turn", || ingest.stats().stored == 41);
     let store = Store::open_read_only(&data.store_path()).unwrap();
