@@ -280,6 +280,26 @@ fn waiting_feedback_is_given_up_after_a_day_and_when_too_much_waits() {
 }
 
 #[test]
+fn a_piece_of_several_parts_makes_room_by_as_many_of_the_oldest() {
+    let mut place = place();
+    let [own, _] = WAITING_MAX;
+    let piece = |n: usize, parts: &[Part]| {
+        IngestFeedback::prepare(&SECRET, said("t", response(&format!("never-{n}")), parts), &[])
+    };
+    let feedback: Vec<_> = (0..own).map(|n| piece(n, &[UP])).collect();
+    let ids: Vec<_> = feedback.iter().map(IngestFeedback::id).collect();
+    place.store.commit_batch(&Batch { feedback, ..Batch::default() }).unwrap();
+    let parts = [UP, Part::Comment("a remark".into()), Part::Outcome(1.0)];
+    let feedback = vec![piece(own, &parts)];
+    let newest = feedback[0].id();
+    let done = place.store.commit_batch(&Batch { feedback, ..Batch::default() }).unwrap();
+    assert_eq!((done.feedback.evicted, place.rows("turn IS NULL")), (3, own as i64));
+    let kept: Vec<_> = ids.iter().map(|id| place.store.has_feedback(*id).unwrap()).collect();
+    assert_eq!(kept.iter().position(|kept| *kept), Some(3), "the three oldest went");
+    assert!(kept[3..].iter().all(|kept| *kept) && place.store.has_feedback(newest).unwrap());
+}
+
+#[test]
 fn comments_demonstrations_and_names_of_sessions_are_redacted_before_they_are_stored() {
     let (secret, mail) = ("sk-abcdefghijklmnopqrstuvwxyz012345", "ann@example.com");
     let policies = PolicySet::builtin().unwrap();

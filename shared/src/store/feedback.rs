@@ -7,6 +7,7 @@
 //! Invariant: feedback of one tenant is never attached to a turn of another; only an operator's may
 //! be. What names two turns at once is dropped, and counted.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
@@ -132,8 +133,7 @@ pub(super) fn insert(
     item: &IngestFeedback,
     done: &mut FeedbackInserted,
 ) -> Result<()> {
-    let given = &item.given;
-    let id = given.id.to_string();
+    let id = item.given.id.to_string();
     let known = "SELECT 1 FROM feedback WHERE feedback_id = ?1";
     if conn.prepare_cached(known)?.exists([&id])? {
         done.duplicates += 1;
@@ -160,7 +160,6 @@ pub(super) fn insert(
     done.stored += 1;
     if turn.is_none() {
         done.waiting += 1;
-        done.evicted += make_room(conn, &given.tenant)?;
     }
     Ok(())
 }
@@ -316,29 +315,38 @@ pub(super) fn attach(conn: &Connection, turn: &IngestTurn, id: i64) -> Result<u6
     Ok(attached)
 }
 
-/// Gives up the oldest that wait, beyond what may wait. Returns how many pieces went.
-fn make_room(conn: &Connection, tenant: &str) -> Result<u64> {
+/// Gives up the oldest that wait, beyond what may wait of the tenants of `items` and of all. Once
+/// per batch: it counts what waits. Returns how many pieces went.
+pub(super) fn make_room(conn: &Connection, items: &[IngestFeedback]) -> Result<u64> {
     let [own, all] = WAITING_MAX;
-    let scopes = [("tenant = ?1", own), ("?1 IS NOT NULL", all)];
+    let tenants: BTreeSet<&str> = items.iter().map(|item| item.given.tenant.as_str()).collect();
     let mut evicted = 0;
-    for (scope, most) in scopes {
-        // Rows and not pieces: a piece has at most five.
-        let sql = format!(
-            "SELECT feedback_id FROM feedback WHERE turn IS NULL AND {scope}
-             ORDER BY stored_ms DESC LIMIT 1 OFFSET {most}"
-        );
-        let mut find = conn.prepare_cached(&sql)?;
-        let Some(oldest) = find.query_row([tenant], |row| row.get::<_, String>(0)).optional()?
-        else {
-            continue;
-        };
-        conn.prepare_cached("DELETE FROM feedback WHERE feedback_id = ?1")?.execute([oldest])?;
-        evicted += 1;
+    for tenant in tenants {
+        evicted += give_up(conn, "feedback_waiting_by_tenant", "tenant = ?1", tenant, own)?;
     }
+    evicted += give_up(conn, "feedback_waiting_by_age", "?1 IS NOT NULL", "", all)?;
     if evicted > 0 {
         add_drop(conn, "waiting_full", evicted)?;
     }
     Ok(evicted)
+}
+
+fn give_up(conn: &Connection, by: &str, scope: &str, tenant: &str, most: usize) -> Result<u64> {
+    // Rows and not pieces: a piece has at most five.
+    let waiting = format!("FROM feedback INDEXED BY {by} WHERE turn IS NULL AND {scope}");
+    let count = format!("SELECT count(*) {waiting}");
+    let count: i64 = conn.prepare_cached(&count)?.query_row([tenant], |row| row.get(0))?;
+    let excess = count.saturating_sub(int(most as u64));
+    if excess <= 0 {
+        return Ok(0);
+    }
+    let oldest = format!("SELECT feedback_id {waiting} ORDER BY stored_ms, id LIMIT ?2");
+    let pieces = format!("SELECT count(DISTINCT feedback_id) FROM ({oldest})");
+    let pieces: i64 =
+        conn.prepare_cached(&pieces)?.query_row(params![tenant, excess], |row| row.get(0))?;
+    let delete = format!("DELETE FROM feedback WHERE feedback_id IN ({oldest})");
+    conn.prepare_cached(&delete)?.execute(params![tenant, excess])?;
+    Ok(super::uint(pieces))
 }
 
 /// Counts pieces that damage in the spool took.

@@ -132,6 +132,9 @@ impl Store {
         for item in beside.feedback {
             feedback::insert(&write, item, &mut inserted.feedback)?;
         }
+        if inserted.feedback.waiting > 0 {
+            inserted.feedback.evicted += feedback::make_room(&write, beside.feedback)?;
+        }
         feedback::lost(&write, beside.feedback_lost)?;
         if let Some(pos) = pos {
             let mut put = write.prepare_cached(
