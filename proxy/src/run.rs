@@ -79,6 +79,9 @@ pub fn serve(
 ) -> Result<(), ProxyError> {
     guard::check_bind(&cfg)?;
     cfg.data.create()?;
+    if let Some(reserve) = &cfg.reserve {
+        cfg.data.note_reserve(reserve)?;
+    }
     let runtime = runtime(&cfg)?;
     let parts = Parts::start(&cfg)?;
     let inherited = match cfg.upgrade {

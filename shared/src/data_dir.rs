@@ -3,14 +3,16 @@
 //! ```text
 //! models/<name>/  policies/{routes,judges,gates}/*.toml  spool/<boot>/NNNNNN.seg  store.sqlite
 //! registry/<generation>/  registry/aliases/<alias>.json  rounds/<round_id>/
-//! run/<process>.json  run/proxy.sock  secret  admin.token  overrides.json
+//! run/<process>.json  run/proxy.sock  secret  admin.token  overrides.json  reserves/<hash>
 //! ```
 //! Invariant: a secret is created once, with mode 0600, and is never overwritten; small files are
-//! replaced whole.
+//! replaced whole; nobody but its owner reads anything here.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -107,9 +109,49 @@ impl DataDir {
         self.0.join("run").join(format!("{name}.json"))
     }
 
-    /// Creates the directory (mode 0700) and its fixed subdirectories; harmless when they exist.
+    /// Notes that a proxy may spool to `reserve`, so that an erasure looks there too, and makes the
+    /// directory, mode 0700. One that cannot be made now is not an error: its disk may come later.
+    pub fn note_reserve(&self, reserve: &Path) -> Result<()> {
+        let path = std::path::absolute(reserve).map_err(at(reserve))?;
+        let bytes = path.as_os_str().as_bytes();
+        let notes = self.reserves_dir();
+        fs::create_dir_all(&notes).map_err(at(&notes))?;
+        let note = notes.join(blake3::hash(bytes).to_hex().as_str());
+        let temporary = note.with_extension(format!("{}.tmp", std::process::id()));
+        fs::write(&temporary, bytes).map_err(at(&temporary))?;
+        fs::rename(&temporary, &note).and_then(|()| sync_parent(&note)).map_err(at(&note))?;
+        if let Err(error) = make_private(&path) {
+            tracing::warn!(%error, "the reserve cannot be made now");
+        }
+        Ok(())
+    }
+
+    /// All places besides the spool that may hold segments: `<data>/reserve`, and those that were
+    /// ever noted. The operator deletes the note of one that is gone for good.
+    pub fn reserves(&self) -> Result<Vec<PathBuf>> {
+        let (mut all, notes) = (vec![self.reserve_dir()], self.reserves_dir());
+        let entries = match fs::read_dir(&notes) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
+            entries => entries.map_err(at(&notes))?,
+        };
+        for entry in entries {
+            let note = entry.map_err(at(&notes))?.path();
+            if note.extension().is_none() {
+                let reserve = fs::read(&note).map_err(at(&note))?;
+                all.push(PathBuf::from(OsString::from_vec(reserve)));
+            }
+        }
+        Ok(all)
+    }
+
+    fn reserves_dir(&self) -> PathBuf {
+        self.0.join("reserves")
+    }
+
+    /// Creates the directory (mode 0700; one of ours that others may look into gets it) and its
+    /// fixed subdirectories; harmless when they exist.
     pub fn create(&self) -> Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0))?;
+        make_private(&self.0)?;
         let run = self.0.join("run");
         let parts =
             [self.spool_dir(), self.registry_dir(), self.rounds_dir(), self.models_dir(), run];
@@ -141,6 +183,20 @@ impl DataDir {
         }
         Ok(token)
     }
+}
+
+/// Makes a directory that only its owner may look into. An existing one is closed to others if it is
+/// ours.
+fn make_private(dir: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+    let found = fs::metadata(dir).map_err(at(dir))?;
+    let ours = found.uid() == rustix::process::geteuid().as_raw();
+    if ours && found.mode() & 0o077 != 0 {
+        let mode = format!("{:o}", found.mode() & 0o7777);
+        tracing::warn!(dir = %dir.display(), mode, "others could look into it: its mode is now 700");
+        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(at(dir))?;
+    }
+    Ok(())
 }
 
 /// Reads a secret file, or creates it with 64 random hex digits. Safe when several processes race:
@@ -237,7 +293,23 @@ impl RunFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_directory_of_ours_is_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, reserve) = (DataDir::new(dir.path().join("data")), dir.path().join("reserve"));
+        for open in [data.path(), &reserve] {
+            fs::create_dir(open).unwrap();
+            fs::set_permissions(open, Permissions::from_mode(0o755)).unwrap();
+        }
+        data.create().unwrap();
+        data.note_reserve(&reserve).unwrap();
+        data.note_reserve(&reserve).unwrap();
+        for closed in [data.path(), &reserve] {
+            assert_eq!(fs::metadata(closed).unwrap().mode() & 0o777, 0o700, "{closed:?}");
+        }
+        assert_eq!(data.reserves().unwrap(), [data.reserve_dir(), reserve]);
+    }
 
     #[test]
     fn a_secret_is_created_once_and_only_its_owner_may_read_it() {

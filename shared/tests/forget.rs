@@ -13,7 +13,9 @@ use hone_shared::data_dir::DataDir;
 use hone_shared::forget::{ForgetError, Options, Report, Subject, plan, run};
 use hone_shared::registry::{AdapterConfig, ManifestDraft, Registry, RegistryError};
 use hone_shared::spool::{Follower, Item, Spool, SpoolConfig};
-use hone_shared::store::{IngestPos, IngestTurn, RoundRow, RoundState, Split, Store, VerdictRow};
+use hone_shared::store::{
+    IngestPos, IngestTurn, Judged, RoundRow, RoundState, Split, Store, TurnFilter, VerdictRow,
+};
 use hone_shared::turn::{Begin, Done, Generation, Record, TurnId};
 use records::{begin, done};
 use serde_json::{Value, json};
@@ -71,8 +73,8 @@ impl Place {
         messages: &[Value],
         answer: &str,
     ) -> (Begin, Done) {
-        let request =
-            json!({"model": "m", "messages": messages, "user": format!("user of {session}")});
+        let request = json!({"model": format!("model of {tenant}"), "messages": messages,
+                "user": format!("user of {session}")});
         let headers = vec![("x-session-id".into(), session.into())];
         let begin =
             Begin { tenant: tenant.into(), headers, ..begin(request.to_string().into_bytes()) };
@@ -217,13 +219,13 @@ fn no_byte_of_a_forgotten_tenant_is_left_and_the_others_keep_theirs() {
     let mut place = Place::new();
     let [first, second, bob] = two_tenants(&mut place);
     place.round("r1", &[first], &Generation::base(), "AMYSECRET tokens");
-    for text in ["AMYSECRET", "AMYANSWER", "BOBSECRET"] {
+    for text in ["AMYSECRET", "AMYANSWER", "BOBSECRET", "model of amy"] {
         assert!(!place.hits(text).is_empty(), "{text} is there to begin with");
     }
     let report = place.forget(&Subject::Tenant("amy".into()));
     assert_eq!(report.plan.turns, [first, second]);
     assert!(report.spool_records >= 4, "{report:?}");
-    for text in ["AMYSECRET", "AMYANSWER", "user of s1\\\"amy"] {
+    for text in ["AMYSECRET", "AMYANSWER", "user of s1\\\"amy", "model of amy"] {
         assert_eq!(place.hits(text), [""; 0], "{text}");
     }
     let kept = place.store.turn(bob).unwrap().unwrap();
@@ -243,6 +245,44 @@ fn no_byte_of_a_forgotten_tenant_is_left_and_the_others_keep_theirs() {
     place.spool.take().unwrap().close().unwrap();
     let items = records::read_dead(&boot);
     assert!(items.iter().all(|item| matches!(item, Item::Record(_))), "{items:?}");
+}
+
+#[test]
+fn an_erasure_reaches_a_reserve_on_another_disk() {
+    let mut place = Place::new();
+    let disk = tempfile::tempdir().unwrap();
+    let reserve = disk.path().join("reserve");
+    place.data.note_reserve(&reserve).unwrap();
+    place.spool = Some(Spool::start(SpoolConfig::new(reserve.clone())).unwrap());
+    place.follower = Follower::take_unread(&reserve).remove(0);
+    let turn = place.say("amy", "s1", &[user("AMYSECRET")], "fine");
+    assert!(!hits(disk.path(), "AMYSECRET").is_empty());
+    assert!(place.forget(&Subject::Turn(turn)).spool_records >= 2);
+    assert_eq!(hits(disk.path(), "AMYSECRET"), [""; 0]);
+    std::fs::rename(&reserve, disk.path().join("away")).unwrap();
+    let refused = run(&place.data, &Subject::Turn(turn), &options()).unwrap_err();
+    assert!(matches!(refused, ForgetError::ReserveAway(_)), "{refused}");
+}
+
+#[test]
+fn what_is_listed_after_an_erasure_is_listed_as_what_it_is() {
+    let mut place = Place::new();
+    let [first, second, _] = two_tenants(&mut place);
+    let listed = |place: &Place, filter: TurnFilter| -> Vec<TurnId> {
+        let page = place.store.list_turns(&filter, None, 9).unwrap();
+        page.turns.iter().map(|line| line.turn_id).collect()
+    };
+    let judged = |as_what| TurnFilter { verdict: Some(as_what), ..TurnFilter::default() };
+    assert_eq!(listed(&place, judged(Judged::As(-1))), [first]);
+    place.forget(&Subject::Turn(second));
+    assert_eq!(listed(&place, judged(Judged::As(-1))), [], "its verdict is gone");
+    assert!(listed(&place, judged(Judged::Not)).contains(&first));
+    // A writer that knows the rows that went, by their numbers, must not use them again.
+    place.forget(&Subject::Tenant("amy".into()));
+    place.say("cid", "s2", &[user("a question of another tenant")], "fine");
+    let again = place.say("amy", "s3", &[user("a question after all that")], "fine");
+    let model = Some("model of amy".to_owned());
+    assert_eq!(listed(&place, TurnFilter { model, ..TurnFilter::default() }), [again]);
 }
 
 #[test]
@@ -285,7 +325,7 @@ fn a_turn_whose_hint_is_forgotten_taints_what_it_taught() {
     assert_eq!(place.store.verdict(first).unwrap(), None);
     assert_eq!(place.store.turn(first).unwrap().unwrap().messages.len(), 1, "it stays");
     assert_eq!(place.hits("AMYSECRET"), [""; 0]);
-    assert!(place.store.first_forgotten(&[first]).unwrap().is_some());
+    assert!(place.store.first_forgotten(&[first], 0).unwrap().is_some());
     let late = verdict(first, second, "AMYSECRET");
     assert!(!place.store.insert_verdict(&late).unwrap(), "judged before, written after");
 }

@@ -188,7 +188,15 @@ fn a_text_that_only_was_said_goes_with_the_verdict_and_the_rounds_that_used_it()
     assert!(place.store.turn(turn).unwrap().is_some());
     assert_eq!(place.store.verdict(turn).unwrap(), None);
     assert_eq!(place.store.round("r").unwrap().unwrap().state, RoundState::Abandoned);
-    assert_eq!(place.store.first_forgotten(&[turn]).unwrap(), Some(turn));
+    // A round that drew the turn before must not publish; one that draws it anew may.
+    assert_eq!(place.store.first_forgotten(&[turn], 0).unwrap(), Some(turn));
+    let done = place.store.forgets_done().unwrap();
+    assert_eq!((done, place.store.first_forgotten(&[turn], done).unwrap()), (1, None));
+    // While an erasure is not finished, what is drawn may still hold what it takes.
+    let concerned = place.store.concerned(&Subject::Turn(turn)).unwrap();
+    let job = place.store.begin_forget("turn", "cli:test", "", &concerned).unwrap();
+    assert_eq!(place.store.forgets_done().unwrap(), job.id - 1);
+    assert_eq!(place.store.first_forgotten(&[turn], job.id).unwrap(), Some(turn), "it is gone");
 }
 
 #[test]

@@ -140,6 +140,28 @@ fn a_round_publishes_nothing_once_a_turn_of_it_was_forgotten() {
 }
 
 #[test]
+fn a_turn_that_stays_without_its_forgotten_hint_teaches_the_next_round_again() {
+    let it = prepared(CORRECTION);
+    let (mut shop, set) = (it.workshop(), policies(&[EASY]));
+    let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
+    let hinted = std::collections::BTreeSet::from([pool[0].0.turn_id]);
+    let concerned = hone_shared::store::Concerned { hinted, ..Default::default() };
+    let forget = |store: &hone_shared::store::Store| {
+        store.begin_forget("text", "cli:test", "", &concerned).unwrap()
+    };
+    let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
+    let job = forget(&shop.store);
+    assert_eq!(run(&mut shop, &mut row, &set).unwrap(), End::Finished(RoundState::Abandoned));
+    let (end, row) = it.round(&[EASY]);
+    assert_eq!(end, End::Finished(RoundState::Abandoned), "not finished: {}", row.reason);
+    shop.store.finish_forget(&job, "").unwrap();
+    let (end, row) = it.round(&[EASY]);
+    assert_eq!(end, End::Finished(RoundState::Promoted), "{}", row.reason);
+    let turns = shop.store.round_turns(&row.round_id).unwrap();
+    assert!(turns.iter().any(|(turn, _)| concerned.hinted.contains(turn)), "it was drawn");
+}
+
+#[test]
 fn a_candidate_that_the_gate_refuses_is_recorded_and_not_published() {
     let it = prepared(CORRECTION);
     let (end, row) = it.round(&[("margin = 0.02", "margin = 9.0")]);

@@ -8,6 +8,16 @@ use crate::harness::{Proxy, eventually};
 use crate::origin::{Origin, down, event};
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reserve_elsewhere_is_noted_for_erasures() {
+    let origin = Origin::start().await;
+    let disk = tempfile::tempdir().unwrap();
+    let reserve = disk.path().join("reserve");
+    let proxy =
+        Proxy::with(origin.address, "observe", |cfg| cfg.reserve = Some(reserve.clone())).await;
+    assert_eq!(proxy.data.reserves().unwrap(), [proxy.data.reserve_dir(), reserve]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_down_is_a_502_that_says_what_to_do_and_serving_goes_on() {
     let (down, address) = down();
     let proxy = Proxy::start(address, "observe").await;

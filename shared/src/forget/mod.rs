@@ -16,6 +16,7 @@ mod rounds;
 mod subject;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::data_dir::{DataDir, DataDirError};
@@ -44,6 +45,12 @@ pub enum ForgetError {
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// A reserve that a proxy was told to use is not there, so nobody knows what it holds.
+    #[error(
+        "the reserve {0} is not there: mount its disk; if it is gone for good, delete the file in \
+         `reserves` of the data directory that names it"
+    )]
+    ReserveAway(String),
     /// A round's files could not be removed.
     #[error("round files in {path}: {source}")]
     Rounds {
@@ -118,10 +125,20 @@ fn position(store: &Store, boot: &str) -> Option<Position> {
     Some(Position { segment: pos.segment, offset: pos.offset })
 }
 
-/// What is not stored yet, in the spool and in its reserve.
+/// The spool and all reserves.
+fn spools(data: &DataDir) -> Result<Vec<PathBuf>, ForgetError> {
+    let reserves = data.reserves()?;
+    let away = reserves.iter().find(|dir| **dir != data.reserve_dir() && !dir.is_dir());
+    match away {
+        Some(dir) => Err(ForgetError::ReserveAway(dir.display().to_string())),
+        None => Ok(std::iter::once(data.spool_dir()).chain(reserves).collect()),
+    }
+}
+
+/// What is not stored yet, in the spool and in its reserves.
 fn unstored(store: &Store, data: &DataDir) -> Result<spool::Unstored, ForgetError> {
     let mut sum = spool::Unstored::default();
-    for dir in [data.spool_dir(), data.reserve_dir()] {
+    for dir in spools(data)? {
         let left = spool::unstored(&dir, &mut |boot| position(store, boot))?;
         (sum.ended, sum.open) = (sum.ended + left.ended, sum.open + left.open);
     }
@@ -200,7 +217,7 @@ fn finish(
     report.erased.verdicts += said.verdicts;
     // Without any nothing was deleted now; an earlier, interrupted call may have deleted.
     if !concerned.turns.is_empty() || !concerned.feedback.is_empty() {
-        for dir in [data.spool_dir(), data.reserve_dir()] {
+        for dir in spools(data)? {
             let goes = |id: TurnId| {
                 concerned.turns.contains(&id) || concerned.feedback.contains(&FeedbackId(id.0))
             };

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
 use super::insert::{GIVES, add_next_states, repeats_next_state};
-use super::{Result, Store, flags};
+use super::{Result, Store, facets, flags};
 
 /// What was deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -109,6 +109,10 @@ pub(super) fn erase(
 
 /// The verdict of a turn, and those of other turns that were made from its words.
 fn erase_verdicts(conn: &Connection, id: i64, turn_id: &str) -> Result<u64> {
+    let mut others = conn.prepare_cached("SELECT turn FROM verdicts WHERE child = ?1")?;
+    let others = others
+        .query_map([turn_id], |row| row.get::<_, i64>(0))?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
     let again = "UPDATE turns SET judged = 0
                  WHERE id IN (SELECT turn FROM verdicts WHERE child = ?1)";
     conn.prepare_cached(again)?.execute([turn_id])?;
@@ -118,7 +122,11 @@ fn erase_verdicts(conn: &Connection, id: i64, turn_id: &str) -> Result<u64> {
     let answers = "DELETE FROM judge_answers WHERE turn = ?1 OR child = ?1";
     conn.prepare_cached(answers)?.execute([turn_id])?;
     let sql = "DELETE FROM verdicts WHERE turn = ?1 OR child = ?2";
-    Ok(conn.prepare_cached(sql)?.execute(params![id, turn_id])? as u64)
+    let gone = conn.prepare_cached(sql)?.execute(params![id, turn_id])? as u64;
+    for other in others {
+        facets::judged(conn, other, facets::UNJUDGED)?;
+    }
+    Ok(gone)
 }
 
 /// Leaves provenance only: which turn it was, when, on which route, by which generation.
@@ -132,7 +140,7 @@ fn empty(conn: &Connection, id: i64, keep_subject: bool) -> Result<()> {
         let sql = "UPDATE turns SET session_id = turn_id, tenant = 'forgotten' WHERE id = ?1";
         conn.prepare_cached(sql)?.execute([id])?;
     }
-    Ok(())
+    facets::judged(conn, id, facets::UNJUDGED)
 }
 
 /// Deletes a body unless something uses it. Returns how many went.

@@ -4,7 +4,8 @@
 //! (facet, time) answers every list. Tenants and models are words that clients choose: past a cap,
 //! new combinations share one facet per route, whose turns are looked at one by one.
 //!
-//! Invariant: every turn has the facet of its own columns and its verdict.
+//! Invariant: every turn has the facet of its own columns and its verdict; after an erasure there is
+//! no facet without a turn.
 
 use std::collections::HashMap;
 
@@ -80,6 +81,14 @@ fn make(conn: &Connection, facet: &Facet<'_>, others: bool) -> Result<i64> {
     )?;
     let Facet { route, tenant, outcome, model, verdict } = facet;
     Ok(insert.insert(params![route, tenant, outcome, model, verdict, others])?)
+}
+
+/// Deletes facets that no turn has: they hold the name of a tenant and the text of a model. Whoever
+/// remembers rows must distrust them then.
+pub(super) fn drop_unused(conn: &Connection) -> Result<()> {
+    let sql = "DELETE FROM facets WHERE NOT EXISTS (SELECT 1 FROM turns WHERE facet = facets.id)";
+    conn.prepare_cached(sql)?.execute([])?;
+    Ok(())
 }
 
 /// Moves a turn to the facet of its verdict.

@@ -233,7 +233,7 @@ fn by_turn(conn: &Connection, id: TurnId, tenant: &str) -> Result<Found> {
     match row {
         Some((id, 0)) => Ok(Found::Turn(id)),
         Some(_) => Ok(Found::Forgotten),
-        None if super::forget::is_forgotten(conn, id, false)? => Ok(Found::Forgotten),
+        None if super::forget::is_forgotten(conn, id)? => Ok(Found::Forgotten),
         None => Ok(Found::Nothing),
     }
 }

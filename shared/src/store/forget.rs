@@ -9,12 +9,12 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::audit::{self, AuditEntry};
 use super::erase::{Erased, erase};
 use super::retention::BATCH_TURNS_MAX;
-use super::{Result, RoundState, Store, StoreError, bodies, flags, parse, said};
+use super::{Result, RoundState, Store, StoreError, bodies, facets, flags, parse, said};
 use crate::clock::now_ms;
 use crate::feedback::FeedbackId;
 use crate::turn::{Generation, TurnId};
@@ -311,10 +311,25 @@ impl Store {
         Ok(concerned)
     }
 
-    /// The first of `turns` whose text, or whose hint, was forgotten; nothing may be made of it.
-    pub fn first_forgotten(&self, turns: &[TurnId]) -> Result<Option<TurnId>> {
+    /// The newest erasure up to which all are finished; 0: none. What is read of the store from now
+    /// on holds nothing that these took.
+    pub fn forgets_done(&self) -> Result<i64> {
+        let sql = "SELECT coalesce(
+            (SELECT min(id) - 1 FROM forget_jobs WHERE finished_ms IS NULL),
+            (SELECT max(id) FROM forget_jobs), 0)";
+        Ok(self.conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+    }
+
+    /// The first of `turns` whose text was forgotten, or whose hint was by an erasure after
+    /// `drawn_after` ([`Store::forgets_done`] when they were drawn); nothing may be made of it.
+    /// A turn that stays may be judged, and drawn, anew.
+    pub fn first_forgotten(&self, turns: &[TurnId], drawn_after: i64) -> Result<Option<TurnId>> {
+        let mut find = self.conn.prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM forgotten
+             WHERE turn_id = ?1 AND (role = 0 OR role = 1 AND job > ?2))",
+        )?;
         for turn in turns {
-            if is_forgotten(&self.conn, *turn, true)? {
+            if find.query_row(params![turn.to_string(), drawn_after], |row| row.get(0))? {
                 return Ok(Some(*turn));
             }
         }
@@ -340,6 +355,7 @@ impl Store {
                     erase(&write, id, false, &mut erased)?;
                 }
             }
+            facets::drop_unused(&write)?;
             write.commit()?;
             self.known.borrow_mut().distrust();
             self.drop_links(&ids)?;
@@ -358,8 +374,15 @@ impl Store {
                 // from another child is not.
                 let sql =
                     "DELETE FROM verdicts WHERE turn = (SELECT id FROM turns WHERE turn_id = ?1)
-                           AND child IN (SELECT turn_id FROM forgotten WHERE role = 0)";
-                erased += write.prepare_cached(sql)?.execute([turn.to_string()])? as u64;
+                           AND child IN (SELECT turn_id FROM forgotten WHERE role = 0)
+                     RETURNING turn";
+                let mut delete = write.prepare_cached(sql)?;
+                let id = delete.query_row([turn.to_string()], |row| row.get::<_, i64>(0));
+                let Some(id) = id.optional()? else { continue };
+                let again = "UPDATE turns SET judged = 0 WHERE id = ?1";
+                write.prepare_cached(again)?.execute([id])?;
+                facets::judged(&write, id, facets::UNJUDGED)?;
+                erased += 1;
             }
             write.commit()?;
         }
@@ -427,11 +450,11 @@ impl Store {
     }
 }
 
-/// Whether a turn was forgotten. `hinted`: also one that stays, but whose hint was.
-pub(super) fn is_forgotten(conn: &Connection, turn: TurnId, hinted: bool) -> Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM forgotten WHERE turn_id = ?1 AND role <= ?2)";
+/// Whether a turn was forgotten itself.
+pub(super) fn is_forgotten(conn: &Connection, turn: TurnId) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM forgotten WHERE turn_id = ?1 AND role = 0)";
     let mut find = conn.prepare_cached(sql)?;
-    Ok(find.query_row(params![turn.to_string(), i64::from(hinted)], |row| row.get(0))?)
+    Ok(find.query_row([turn.to_string()], |row| row.get(0))?)
 }
 
 /// A turn and all that continue it.

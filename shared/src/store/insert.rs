@@ -219,7 +219,7 @@ fn insert(
     inserted: &mut Inserted,
 ) -> Result<()> {
     let id = turn.begin.turn_id;
-    let forgotten = !known.nothing_forgotten && is_forgotten(conn, id, false)?;
+    let forgotten = !known.nothing_forgotten && is_forgotten(conn, id)?;
     if forgotten || row_of(conn, id)?.is_some() {
         inserted.duplicates += 1;
         return Ok(());

@@ -83,7 +83,7 @@ impl Store {
         let write = self.write()?;
         for turn in [asked.turn, asked.child] {
             // Answered before it was forgotten, written after: its words must not come back.
-            if is_forgotten(&write, turn, false)? {
+            if is_forgotten(&write, turn)? {
                 return Ok(());
             }
         }

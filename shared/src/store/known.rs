@@ -59,6 +59,7 @@ impl Known {
     pub(super) fn distrust(&mut self) {
         self.nodes.era += 1;
         self.bodies.era += 1;
+        self.facets = KnownFacets::default();
     }
 
     /// Forgets everything: what was remembered was rolled back.

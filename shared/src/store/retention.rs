@@ -11,7 +11,7 @@ use rusqlite::params;
 use serde::Serialize;
 
 use super::erase::{Erased, erase};
-use super::{Result, Store, flags};
+use super::{Result, Store, facets, flags};
 use crate::policy::RoutePolicy;
 
 /// Most turns of one transaction.
@@ -60,6 +60,7 @@ impl Store {
         for id in &old {
             erase(&write, *id, true, &mut erased)?;
         }
+        facets::drop_unused(&write)?;
         write.commit()?;
         self.known.borrow_mut().distrust();
         self.drop_links(&old)?;

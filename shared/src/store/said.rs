@@ -94,7 +94,7 @@ impl Store {
         let turn = said.turn.turn_id;
         let children = verdict.and_then(|row| row.child);
         for turn in std::iter::once(turn).chain(children) {
-            if is_forgotten(&write, turn, false)? {
+            if is_forgotten(&write, turn)? {
                 return Ok(Settled::Forgotten);
             }
         }

@@ -129,7 +129,7 @@ impl Store {
         let id = id.ok_or_else(missing)?;
         // Judged before it was forgotten, written after: its words must not come back.
         for turn in std::iter::once(row.turn_id).chain(row.child) {
-            if is_forgotten(&write, turn, false)? {
+            if is_forgotten(&write, turn)? {
                 return Ok(false);
             }
         }

@@ -138,6 +138,7 @@ pub fn begin(
             "base_model": shop.base_hash,
             "seen": seen,
             ABANDONED_BEFORE: last.map_or(0, abandoned_in_a_row),
+            "forgets_done": shop.store.forgets_done()?,
         }),
     };
     shop.store.begin_round(&row)?;
@@ -229,7 +230,8 @@ pub fn forgotten(
     batch: &Batch,
 ) -> Result<Option<String>, RoundError> {
     let turns: Vec<TurnId> = batch.train.iter().chain(&batch.holdout).map(|s| s.turn_id).collect();
-    let Some(turn) = shop.store.first_forgotten(&turns)? else { return Ok(None) };
+    let drawn_after = row.metrics["forgets_done"].as_i64().unwrap_or(0);
+    let Some(turn) = shop.store.first_forgotten(&turns, drawn_after)? else { return Ok(None) };
     let reason = format!("turn {turn} was forgotten");
     if let Some(candidate) = &row.candidate {
         shop.registry.taint(&BTreeSet::from([candidate.clone()]), &reason)?;
