@@ -8,7 +8,7 @@ use hone_shared::turn::Outcome;
 use pingora::proxy::Session;
 use tracing::{Level, debug, enabled};
 
-use crate::admin::counters::InFlight;
+use crate::admin::counters::{InFlight, REFUSED};
 use crate::admit::reply::Fault;
 use crate::tap::Tap;
 
@@ -20,7 +20,7 @@ pub(crate) fn log(
     session: &Session,
     tap: Option<&Tap>,
     request: &InFlight,
-    outcome: Outcome,
+    outcome: Option<Outcome>,
     fault: Option<Fault>,
 ) {
     if !enabled!(target: "hone_proxy::access", Level::DEBUG) {
@@ -34,7 +34,7 @@ pub(crate) fn log(
         method = %head.method,
         path = head.uri.path(),
         status = fault.map_or(request.status(), |fault| fault.status),
-        %outcome,
+        outcome = outcome.map_or(REFUSED, |outcome| outcome.as_str()),
         fault = fault.map(|fault| fault.code),
         ms = request.elapsed().as_millis() as u64,
         route,

@@ -126,6 +126,9 @@ pub struct ProxyConfig {
     pub admin_token_file: Option<PathBuf>,
     /// Names by which operators may call the admin listener, besides addresses and `localhost`.
     pub admin_hosts: Vec<String>,
+    /// Prefixes of the paths that clients may reach, in whole segments; empty: all but admin
+    /// endpoints. What hone answers itself (feedback) needs no prefix.
+    pub paths_allowed: Vec<String>,
     /// Where turns are spooled while the spool in the data directory is full or cannot be written;
     /// best on another disk. `None`: `<data>/reserve`.
     pub reserve: Option<PathBuf>,
@@ -157,6 +160,7 @@ impl ProxyConfig {
             upgrade_command: None,
             admin_token_file: None,
             admin_hosts: Vec::new(),
+            paths_allowed: Vec::new(),
             reserve: None,
             feedback: FeedbackConfig::default(),
             limits: Limits::default(),
@@ -255,6 +259,10 @@ pub struct Limits {
     pub capture_bytes_max: u64,
     /// Largest body of feedback; a larger one is answered with 413.
     pub feedback_body_bytes_max: usize,
+    /// For the upload of one body of feedback.
+    pub feedback_upload_ms: u64,
+    /// Bytes of all bodies of feedback that are being uploaded; beyond it, answered with 503.
+    pub feedback_upload_bytes_max: usize,
     /// Pieces of feedback of one tenant per minute; all without a credential are one tenant.
     pub feedback_per_minute_max: u64,
     /// How long the rest of a request body is read, for the record, when the engine cannot be
@@ -338,6 +346,8 @@ impl Default for Limits {
             traffic_tenants_max: 65_536,
             capture_bytes_max: 256 << 20,
             feedback_body_bytes_max: 64 << 10,
+            feedback_upload_ms: 10_000,
+            feedback_upload_bytes_max: 64 << 20,
             feedback_per_minute_max: 600,
             rest_read_ms: 5_000,
             spool_queue_records_max: 65_536,

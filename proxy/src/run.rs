@@ -303,6 +303,7 @@ impl Parts {
             recorder: Arc::clone(&self.recorder),
             counters: Arc::clone(&self.counters),
             feedback: Arc::clone(&self.feedback),
+            paths_allowed: cfg.paths_allowed.clone(),
             names: Names::new(&self.secret),
         };
         let mut proxy = http_proxy(&Arc::new(conf), service);

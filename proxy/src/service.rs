@@ -22,7 +22,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use crate::access;
 use crate::admin::counters::{Counters, InFlight};
 use crate::admit::reply::{self, Fault};
-use crate::admit::{self, Admission, headers};
+use crate::admit::{self, Admission, headers, path};
 use crate::config::Limits;
 use crate::feedback::{self, Desk};
 use crate::limit::{Limiter, Permit};
@@ -53,6 +53,8 @@ pub struct Service {
     pub counters: Arc<Counters>,
     /// Where feedback is taken.
     pub feedback: Arc<Desk>,
+    /// Prefixes of the paths that pass; empty: all do.
+    pub paths_allowed: Vec<String>,
     /// Keys the names of tenants.
     pub names: Names,
 }
@@ -101,6 +103,9 @@ impl Service {
         ctx: &mut Ctx,
     ) -> std::result::Result<(), Fault> {
         let request = session.req_header();
+        if !path::is_allowed(request.raw_path(), &self.paths_allowed) {
+            return Err(Fault::PATH_NOT_ALLOWED);
+        }
         let credential = headers::credential(&request.headers);
         let address = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         ctx.destination.upgrade = admission.upgrade;
@@ -383,7 +388,7 @@ impl ProxyHttp for Service {
         ctx.gauge.ended(outcome, ctx.fault);
         access::log(session, ctx.tap.as_ref(), &ctx.gauge, outcome, ctx.fault);
         if let Some(tap) = &mut ctx.tap {
-            tap.finish(outcome, own_status, ctx.attempts);
+            tap.finish(outcome.unwrap_or(Outcome::ClientAbort), own_status, ctx.attempts);
         }
     }
 
@@ -400,16 +405,16 @@ impl ProxyHttp for Service {
 }
 
 impl Ctx {
-    /// How the exchange ended, in the words of the store.
-    fn outcome(&self, error: Option<&Error>) -> Outcome {
-        match error.map(Error::esource) {
+    /// How the exchange ended, in the words of the store; `None`: it was refused before it began.
+    fn outcome(&self, error: Option<&Error>) -> Option<Outcome> {
+        Some(match error.map(Error::esource) {
             // Whoever ended a tunnel, that is how tunnels end.
             _ if self.tunnel.is_some() => Outcome::Complete,
-            None if self.fault.is_some() => Outcome::ClientAbort,
+            None if self.fault.is_some() => return None,
             None if self.gauge.failed() => Outcome::UpstreamError,
             None => Outcome::Complete,
             Some(ErrorSource::Downstream) => Outcome::ClientAbort,
             Some(_) => Outcome::UpstreamError,
-        }
+        })
     }
 }

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use hone_shared::store::audit::AUDIT_LIST_MAX;
 use hone_shared::store::{Store, StoreError};
 use serde::Deserialize;
 use serde_json::json;
@@ -26,7 +27,7 @@ pub struct Page {
 
 /// `GET /v1/audit`
 pub async fn list(State(operator): State<Arc<Operator>>, Query(page): Query<Page>) -> Response {
-    let limit = page.limit.unwrap_or(LIMIT);
+    let limit = page.limit.unwrap_or(LIMIT).min(AUDIT_LIST_MAX);
     let path = operator.data.store_path();
     let read = move || Store::open_read_only(&path)?.audit(limit, page.before);
     match blocking(read).await {

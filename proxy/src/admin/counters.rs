@@ -16,8 +16,9 @@ pub const BUCKETS_MS: [u64; 12] =
     [1, 5, 20, 50, 100, 250, 500, 1_000, 2_500, 10_000, 60_000, 300_000];
 
 /// All answers of the proxy's own, in the order in which they are counted.
-pub const FAULTS: [Fault; 19] = [
+pub const FAULTS: [Fault; 20] = [
     Fault::ADMIN_ROUTE,
+    Fault::PATH_NOT_ALLOWED,
     Fault::BODY_TOO_LARGE,
     Fault::ENGINE_UNAVAILABLE,
     Fault::ENGINE_TIMEOUT,
@@ -37,6 +38,10 @@ pub const FAULTS: [Fault; 19] = [
     Fault::NOT_IMPLEMENTED,
     Fault::VERSION,
 ];
+
+/// How a request ended that the proxy answered itself, instead of passing it on. It is no turn, and
+/// so no [`Outcome`].
+pub const REFUSED: &str = "refused";
 
 /// Counts durations in fixed buckets.
 #[derive(Debug, Default)]
@@ -76,6 +81,7 @@ pub struct Counters {
     in_flight: AtomicU64,
     retries: AtomicU64,
     outcomes: [AtomicU64; Outcome::ALL.len()],
+    refused: AtomicU64,
     faults: [AtomicU64; FAULTS.len()],
     refusals: [AtomicU64; Refusal::ALL.len()],
     readers_cut: AtomicU64,
@@ -143,10 +149,11 @@ impl Counters {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// Ended requests by outcome.
+    /// Ended requests by outcome; [`REFUSED`] beside those of turns.
     pub fn outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let counts = self.outcomes.iter().map(|n| n.load(Ordering::Relaxed));
-        Outcome::ALL.iter().map(|o| o.as_str()).zip(counts)
+        let refused = (REFUSED, self.refused.load(Ordering::Relaxed));
+        Outcome::ALL.iter().map(|o| o.as_str()).zip(counts).chain(std::iter::once(refused))
     }
 
     /// Answers of the proxy's own, by code.
@@ -191,12 +198,12 @@ impl InFlight {
         self.status >= 400
     }
 
-    /// The request ended.
-    pub fn ended(&self, outcome: Outcome, fault: Option<Fault>) {
+    /// The request ended; `None`: refused by the proxy itself.
+    pub fn ended(&self, outcome: Option<Outcome>, fault: Option<Fault>) {
         self.counters.duration.observe(self.started.elapsed());
-        if let Some(at) = Outcome::ALL.iter().position(|o| *o == outcome) {
-            self.counters.outcomes[at].fetch_add(1, Ordering::Relaxed);
-        }
+        let at = outcome.and_then(|outcome| Outcome::ALL.iter().position(|o| *o == outcome));
+        let counter = at.and_then(|at| self.counters.outcomes.get(at));
+        counter.unwrap_or(&self.counters.refused).fetch_add(1, Ordering::Relaxed);
         if let Some(fault) = fault {
             self.counters.answered(fault);
         }
@@ -220,7 +227,7 @@ mod tests {
         assert_eq!((counters.requests(), counters.in_flight()), (1, 1));
         request.responded(500);
         assert!(request.failed());
-        request.ended(Outcome::UpstreamError, Some(Fault::ENGINE_UNAVAILABLE));
+        request.ended(Some(Outcome::UpstreamError), Some(Fault::ENGINE_UNAVAILABLE));
         drop(request);
         assert_eq!(counters.in_flight(), 0);
         assert_eq!(counters.outcomes().find(|(_, n)| *n > 0), Some(("upstream_error", 1)));

@@ -1,6 +1,6 @@
 //! The door: which requests may pass, who sent them, and what an error looks like.
 //!
-//! * [`path`]: the engine's admin endpoints are out of reach.
+//! * [`path`]: the engine's admin endpoints are out of reach, and what the operator does not allow.
 //! * [`headers`]: what is stripped, hidden and recorded.
 //! * [`h2`]: requests that came by HTTP/2 obey the rules of HTTP/1's framing gate.
 //! * [`reply`]: OpenAI-shaped answers of the proxy itself.
@@ -42,7 +42,7 @@ pub fn admit(
         counters.refused(refusal);
         return Err(refusal.into());
     }
-    if path::is_admin(request.raw_path()) {
+    if path::is_admin(&request.method, request.raw_path()) {
         return Err(Fault::ADMIN_ROUTE);
     }
     let length = request.headers.get(header::CONTENT_LENGTH);

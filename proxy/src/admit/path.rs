@@ -3,9 +3,12 @@
 //! A path is read the way the most lenient engine might: percent-decoded until it stops changing,
 //! backslashes and semicolons as separators, letter case ignored, dot segments resolved.
 //! Distinctive endpoint names are refused anywhere in a path, so that a mount prefix does not open
-//! a door; everyday words only where an engine serves them.
+//! a door; everyday words only where an engine serves them. Engines get new endpoints faster than
+//! this list: an operator can say which paths pass instead (`paths_allowed`).
 //!
 //! Invariant: the raw path goes to the engine unchanged; this module only says no.
+
+use http::Method;
 
 /// Names that no inference endpoint shares: refused as any segment.
 const DISTINCTIVE: &[&str] = &[
@@ -55,23 +58,36 @@ const DISTINCTIVE: &[&str] = &[
     "stop_expert_distribution_record",
     "dump_expert_distribution_record",
     "clear_hicache_storage_backend",
+    "hicache",
     "freeze_gc",
+    "slow_down",
+    "weights_checker",
+    "add_external_corpus",
+    "remove_external_corpus",
+    "list_external_corpora",
+    "dumper",
+    "set_trace_level",
 ];
 
-/// Everyday words: refused only as `/<word>` or `/<prefix>/<word>` (and below, for those with
-/// sub-paths).
-const EVERYDAY: &[&str] =
-    &["pause", "resume", "sleep", "wake", "slots", "props", "server_info", "shutdown", "admin"];
+/// Everyday words: refused only as `/<word>` and below, or as `/<prefix>/<word>`.
+const EVERYDAY: &[&str] = &["pause", "resume", "sleep", "wake", "props", "server_info", "shutdown"];
+
+/// Everyday words of endpoints with sub-paths: refused below `/<prefix>/<word>`, too.
+const WITH_SUBPATHS: &[&str] = &["slots", "admin", "calibration"];
+
+/// Words that are an operation only below another.
+const OPERATIONS: &[(&str, &[&str])] =
+    &[("models", &["load", "unload", "reload", "tune"]), ("system", &["doctor"])];
 
 /// Rounds of percent-decoding; a path that still changes after them is refused as hostile.
 const DECODE_ROUNDS_MAX: usize = 4;
 
 /// Whether a raw request target (origin or absolute form, with or without a query) is an admin
 /// endpoint.
-pub fn is_admin(raw_target: &[u8]) -> bool {
+pub fn is_admin(method: &Method, raw_target: &[u8]) -> bool {
     let mut path = origin_path(raw_target).to_ascii_lowercase();
     for _ in 0..DECODE_ROUNDS_MAX {
-        if names_admin(&path) {
+        if names_admin(method, &path) {
             return true;
         }
         let decoded = percent_decode(&path).to_ascii_lowercase();
@@ -81,6 +97,34 @@ pub fn is_admin(raw_target: &[u8]) -> bool {
         path = decoded;
     }
     true
+}
+
+/// Whether a target lies at or below one of `prefixes`, whole segments compared, in every reading
+/// of its percent-encoding. Dot segments, which servers read differently, lie nowhere. Without
+/// prefixes everything is allowed.
+pub fn is_allowed(raw_target: &[u8], prefixes: &[String]) -> bool {
+    if prefixes.is_empty() {
+        return true;
+    }
+    let mut path = origin_path(raw_target).to_vec();
+    for _ in 0..DECODE_ROUNDS_MAX {
+        if !prefixes.iter().any(|prefix| is_below(&path, prefix.as_bytes())) {
+            return false;
+        }
+        let decoded = percent_decode(&path);
+        if decoded == path {
+            return true;
+        }
+        path = decoded;
+    }
+    false
+}
+
+fn is_below(path: &[u8], prefix: &[u8]) -> bool {
+    let named = |path| segments(path).filter(|segment| !segment.is_empty());
+    let mut found = named(path);
+    !segments(path).any(|segment| matches!(segment, b"." | b".."))
+        && named(prefix).all(|wanted| found.next() == Some(wanted))
 }
 
 /// The path of a target, without scheme, authority and query.
@@ -95,11 +139,10 @@ fn origin_path(target: &[u8]) -> &[u8] {
     slash.map_or(&b"/"[..], |at| &after_scheme[at..])
 }
 
-fn names_admin(path: &[u8]) -> bool {
+fn names_admin(method: &Method, path: &[u8]) -> bool {
     let mut resolved: Vec<&[u8]> = Vec::new();
-    for segment in path.split(|b| matches!(b, b'/' | b'\\' | b';' | b'#' | b'?')) {
-        let segment = trim(segment);
-        if DISTINCTIVE.iter().any(|word| word.as_bytes() == segment) {
+    for segment in segments(path) {
+        if is_in(DISTINCTIVE, segment) {
             return true;
         }
         match segment {
@@ -108,12 +151,37 @@ fn names_admin(path: &[u8]) -> bool {
             _ => resolved.push(segment),
         }
     }
-    let everyday = |segment: &[u8]| EVERYDAY.iter().any(|word| word.as_bytes() == segment);
     match resolved.as_slice() {
-        [first, ..] if everyday(first) => true,
-        [_, second] => everyday(second),
-        _ => false,
+        [first, ..] if is_in(EVERYDAY, first) || is_in(WITH_SUBPATHS, first) => true,
+        [_, second, ..] if is_in(WITH_SUBPATHS, second) => true,
+        [_, second] if is_in(EVERYDAY, second) => true,
+        all => all.windows(2).any(is_operation) || changes_models(method, all),
     }
+}
+
+fn is_operation(pair: &[&[u8]]) -> bool {
+    let [of, word] = pair else { return false };
+    OPERATIONS.iter().any(|(name, words)| name.as_bytes() == *of && is_in(words, word))
+}
+
+/// Whether a request adds, changes or removes a model: `POST` and `DELETE` on `/models` of
+/// llama.cpp's router, and OpenAI's `DELETE /v1/models/{id}`, which owners of an organization may
+/// send. A `POST` below `/models` may ask a model for an answer.
+fn changes_models(method: &Method, path: &[&[u8]]) -> bool {
+    match *method {
+        Method::GET | Method::HEAD | Method::OPTIONS => false,
+        Method::POST => path.last() == Some(&&b"models"[..]),
+        _ => path.contains(&&b"models"[..]),
+    }
+}
+
+fn is_in(words: &[&str], segment: &[u8]) -> bool {
+    words.iter().any(|word| word.as_bytes() == segment)
+}
+
+/// The segments of a path as the most lenient reader separates them.
+fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|b| matches!(b, b'/' | b'\\' | b';' | b'#' | b'?')).map(trim)
 }
 
 /// Without white space and control characters at either end, which some servers drop.
@@ -152,7 +220,9 @@ fn hex_digit(byte: u8) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::is_admin;
+    use http::Method;
+
+    use super::{is_admin, is_allowed};
 
     #[test]
     fn admin_endpoints_are_refused_however_they_are_spelled() {
@@ -183,9 +253,74 @@ mod tests {
             "/update_weights_from_disk",
             "/lora-adapters",
             "/%2525252525252541",
+            "/llama/slots/0?action=erase",
+            "/engine/admin/users",
+            "/slow_down",
+            "/hicache/storage-backend/clear",
+            "/sglang/hicache/storage-backend",
+            "/weights_checker",
+            "/add_external_corpus",
+            "/v1/remove_external_corpus",
+            "/dumper/start",
+            "/models/load",
+            "/v1/models/unload",
+            "/llama/v1/models/RELOAD",
+            "/v1/models/x/..%2ftune",
+            "/v1/system/doctor",
+            "/calibration/start",
+            "/mistral/calibration/apply",
         ] {
-            assert!(is_admin(target.as_bytes()), "{target}");
+            assert!(is_admin(&Method::GET, target.as_bytes()), "{target}");
+            assert!(is_admin(&Method::POST, target.as_bytes()), "{target}");
         }
+    }
+
+    #[test]
+    fn models_are_listed_and_asked_and_not_changed() {
+        for (method, target, refused) in [
+            ("GET", "/models", false),
+            ("HEAD", "/v1/models/load-balancer", false),
+            ("OPTIONS", "/v1/models", false),
+            ("POST", "/models", true),
+            ("POST", "/llama/v1/models/", true),
+            ("DELETE", "/models?model=a", true),
+            ("DELETE", "/v1/models/ft:a:b", true),
+            ("PUT", "/v1/models", true),
+            ("get", "/v1/models", true),
+            ("POST", "/v1/models/llama:predict", false),
+            ("POST", "/v2/models/llama/infer", false),
+            ("DELETE", "/v1/files/file-1", false),
+            ("DELETE", "/v1/responses/resp_1", false),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert_eq!(is_admin(&method, target.as_bytes()), refused, "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn where_an_operator_says_what_passes_nothing_else_does() {
+        let prefixes = ["/v1/chat/completions".to_owned(), "/v1/models".to_owned()];
+        for (target, allowed) in [
+            ("/v1/chat/completions", true),
+            ("/v1/chat/completions/chatcmpl-1/messages?after=/new_admin", true),
+            ("//v1/models/org%2Fname", true),
+            ("http://host/v1/models", true),
+            ("/v1/chat/completions_new", false),
+            ("/v1/chat", false),
+            ("/V1/models", false),
+            ("/new_admin", false),
+            ("/v1/models/../../new_admin", false),
+            ("/v1/models/%2e%2e/%252e./new_admin", false),
+            ("/new_admin/../v1/models", false),
+            ("/v1%252fmodels", false),
+            ("/v1/models/%2525252525252541", false),
+            ("/", false),
+            ("*", false),
+        ] {
+            assert_eq!(is_allowed(target.as_bytes(), &prefixes), allowed, "{target}");
+            assert!(is_allowed(target.as_bytes(), &[]), "{target}");
+        }
+        assert!(is_allowed(b"/anything", &["/".to_owned()]));
     }
 
     #[test]
@@ -197,6 +332,9 @@ mod tests {
             "/v1/models",
             "/v1/models/org%2Fname",
             "/v1/files/pause/content",
+            "/v1/files/slots/content",
+            "/v1/models/status",
+            "/v1/system/info",
             "/health",
             "/v1/embeddings?next=/pause",
             "*",
@@ -205,7 +343,7 @@ mod tests {
             "http://host/v1/models",
             "http://pause",
         ] {
-            assert!(!is_admin(target.as_bytes()), "{target}");
+            assert!(!is_admin(&Method::GET, target.as_bytes()), "{target}");
         }
     }
 }

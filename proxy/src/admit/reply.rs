@@ -86,6 +86,14 @@ impl Fault {
         "This path manages the engine and is not available to clients. Operators: use hone's admin \
          address instead.",
     );
+    /// The operator named the paths that pass, and this is none of them.
+    pub const PATH_NOT_ALLOWED: Self = fault(
+        403,
+        "permission_error",
+        "path_not_allowed",
+        "This proxy passes only some paths on, and this is none of them. Operators: `paths_allowed` \
+         in proxy.toml names them.",
+    );
     /// The request body is larger than the proxy passes on.
     pub const BODY_TOO_LARGE: Self = fault(
         413,

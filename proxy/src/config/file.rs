@@ -45,6 +45,7 @@ pub struct ProxyFile {
     pub admin: Option<SocketAddr>,
     pub admin_token_file: Option<PathBuf>,
     pub admin_hosts: Vec<String>,
+    pub paths_allowed: Vec<String>,
     pub engines: Vec<String>,
     pub engine_health_path: Option<String>,
     pub engine_tls: EngineTlsFile,
@@ -128,6 +129,11 @@ impl ProxyFile {
             }
         };
         config.feedback = self.feedback.build(&mut problems);
+        for path in self.paths_allowed.iter().filter(|path| !is_plain_path(path)) {
+            problems.push(format!(
+                "paths_allowed: `{path}` is no plain path such as /v1/chat/completions"
+            ));
+        }
         if !problems.is_empty() {
             return Err(ConfigFileError { problems });
         }
@@ -136,10 +142,18 @@ impl ProxyFile {
         config.threads = self.threads.unwrap_or(config.threads);
         config.admin_token_file = self.admin_token_file;
         config.admin_hosts = self.admin_hosts;
+        config.paths_allowed = self.paths_allowed;
         config.reserve = self.reserve;
         config.limits = self.limits;
         Ok(config)
     }
+}
+
+/// Whether every reader of a path sees the same segments in it.
+fn is_plain_path(path: &str) -> bool {
+    path.starts_with('/')
+        && !path.contains(['%', '?', '#', ';', '\\', ' '])
+        && !path.split('/').any(|segment| matches!(segment, "." | ".."))
 }
 
 /// A certificate with its key; one without the other is a problem.
@@ -243,6 +257,8 @@ mod tests {
         let odd = read(odd).unwrap_err();
         assert!(odd.contains("no exact path") && odd.contains("from 0 to 1"), "{odd}");
         assert!(odd.contains("feedback.scales.x"), "{odd}");
+        let odd = read("paths_allowed = [\"/v1\", \"v1\", \"/v1/../x\", \"/a%20b\"]").unwrap_err();
+        assert_eq!(odd.matches("is no plain path").count(), 3, "{odd}");
         let half = read("[tls]\ncertificate = \"c.pem\"\n").unwrap_err();
         assert!(half.contains("belong together"), "{half}");
     }

@@ -1,7 +1,8 @@
 //! One request of feedback on the data listener: read within its bounds, answered, counted.
 //!
-//! Invariant: the body is read to its end before a 202, and never beyond the limit; no header but
-//! the credential is looked at, and that is hashed at once.
+//! Invariant: the body is read to its end before a 202, and never beyond the limits of size, of time
+//! and of what all uploads hold together; no header but the credential is looked at, and that is
+//! hashed at once.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -31,7 +32,15 @@ pub(crate) async fn answer(
         desk.counts.add(shape, None, Fate::Limited);
         return refuse(session, Fault::for_refusal(refusal)).await;
     }
-    let Some(body) = read(session, admission.content_length, desk.body_bytes_max).await? else {
+    let Some(_room) = desk.room(admission.content_length) else {
+        desk.counts.add(shape, None, Fate::Unavailable);
+        return refuse(session, Fault::FEEDBACK_UNAVAILABLE).await;
+    };
+    let reading = read(session, admission.content_length, desk.body_bytes_max);
+    let Ok(read) = tokio::time::timeout(desk.upload, reading).await else {
+        return refuse(session, Fault::CLIENT_TIMEOUT).await;
+    };
+    let Some(body) = read? else {
         desk.counts.add(shape, None, Fate::TooLarge);
         return refuse(session, Fault::FEEDBACK_TOO_LARGE).await;
     };

@@ -15,6 +15,7 @@ mod counts;
 mod door;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hone_shared::clock::now_ms;
 use hone_shared::feedback::{self, FeedbackError, FeedbackId, FeedbackKind, Given, Part, Shape};
@@ -22,6 +23,7 @@ use hone_shared::policy::TrafficPolicy;
 use http::Method;
 use pingora::http::RequestHeader;
 use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use counts::{Counts, Fate};
 pub(crate) use door::answer;
@@ -39,6 +41,9 @@ pub struct Desk {
     config: FeedbackConfig,
     traffic: TrafficPolicy,
     body_bytes_max: usize,
+    upload: Duration,
+    /// A permit per byte that an upload may hold.
+    room: Semaphore,
     recorder: Arc<Recorder>,
     limiter: Arc<Limiter>,
     /// What was taken and what was not.
@@ -93,9 +98,25 @@ impl Desk {
             requests_per_minute_max: limits.feedback_per_minute_max,
             ..TrafficPolicy::default()
         };
-        let body_bytes_max = limits.feedback_body_bytes_max;
-        let counts = Counts::default();
-        Arc::new(Self { config, traffic, body_bytes_max, recorder, limiter, counts })
+        let bytes_max = limits.feedback_upload_bytes_max;
+        Arc::new(Self {
+            config,
+            traffic,
+            body_bytes_max: limits.feedback_body_bytes_max.min(bytes_max),
+            upload: Duration::from_millis(limits.feedback_upload_ms),
+            room: Semaphore::new(bytes_max.min(Semaphore::MAX_PERMITS)),
+            recorder,
+            limiter,
+            counts: Counts::default(),
+        })
+    }
+
+    /// Room for an upload, by what its head says of its length, until it is dropped. `None`: there
+    /// is none now.
+    fn room(&self, length: Option<u64>) -> Option<SemaphorePermit<'_>> {
+        let most = self.body_bytes_max;
+        let bytes = length.map_or(most, |length| usize::try_from(length).unwrap_or(most).min(most));
+        self.room.try_acquire_many(u32::try_from(bytes).unwrap_or(u32::MAX)).ok()
     }
 
     /// Whether a request is feedback that hone answers. `Some`: with the shape that its path names.

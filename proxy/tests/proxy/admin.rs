@@ -97,6 +97,12 @@ async fn learning_is_toggled_for_the_next_request_and_serving_returns_to_the_bas
         audit["data"].as_array().unwrap().iter().map(|row| &row["action"]).collect();
     assert_eq!(actions, ["learning.reset", "learning.set"]);
     let rest = proxy.admin_get(&format!("/v1/audit?before={}", audit["next"])).await.json();
+    let store = hone_shared::store::Store::open(&proxy.data.store_path()).unwrap();
+    let entry = hone_shared::store::AuditEntry::default();
+    (0..1_000).for_each(|_| assert!(store.append_audit(&entry).unwrap() > 0));
+    let full = proxy.admin_get("/v1/audit?limit=5000").await.json();
+    assert_eq!(full["data"].as_array().unwrap().len(), 1_000);
+    assert!(full["next"].is_i64(), "there are more than one listing gives");
     assert_eq!(rest["data"][0]["reason"], "exam week");
     assert_eq!(
         (rest["data"].as_array().unwrap().len(), &rest["next"]),

@@ -27,7 +27,29 @@ async fn admin_endpoints_of_the_engine_are_out_of_reach() {
         assert_eq!(get(proxy.address, target, "").await.status, 403);
     }
     assert!(origin.seen().is_empty());
+    let outcomes = proxy.status().await["http"]["outcomes"].clone();
+    assert_eq!((&outcomes["refused"], &outcomes["client_abort"]), (&18.into(), &0.into()));
     assert_eq!(proxy.settled(0).await["requests"], 0, "a refused request is no turn");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_paths_that_the_operator_allows_pass() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::with(origin.address, "learn", |cfg| {
+        cfg.paths_allowed = vec!["/v1/json/chat/completions".to_owned()];
+    })
+    .await;
+    for (target, status) in [
+        ("/v1/json/chat/completions", 200),
+        ("/v1/json/completions", 403),
+        ("/v1/json/chat/completions/../../new_control", 403),
+        ("/v1/load_lora_adapter", 403),
+        ("/v1/feedback", 400),
+    ] {
+        let response = ask(proxy.address, &post(target, "", &chat("a", false))).await;
+        assert_eq!(response.status, status, "{target}: {}", response.text());
+    }
+    assert_eq!(origin.seen().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

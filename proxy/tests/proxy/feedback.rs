@@ -371,6 +371,30 @@ async fn a_dry_run_is_checked_and_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_stalls_is_ended_and_holds_room_only_until_then() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::with(origin.address, "learn", |cfg| {
+        cfg.limits.feedback_upload_ms = 3_000;
+        cfg.limits.feedback_upload_bytes_max = 100;
+    })
+    .await;
+    let tcp = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(tcp).await.unwrap();
+    tokio::spawn(connection);
+    let head = http::Request::post("http://proxy/v1/feedback").header("content-length", 80);
+    let (answer, _stalls) = client.send_request(head.body(()).unwrap(), false).unwrap();
+    let body = json!({"response_id": "nobody", "thumb": "up"});
+    let mut seen = Vec::new();
+    while seen.last() != Some(&503) {
+        assert!(seen.len() < 100, "there is always room: {seen:?}");
+        seen.push(say(&proxy, "/v1/feedback", ALICE, &body).await.status);
+    }
+    let answer = tokio::time::timeout(crate::harness::PATIENCE, answer).await.unwrap().unwrap();
+    assert_eq!(answer.status(), 408);
+    assert_eq!(say(&proxy, "/v1/feedback", ALICE, &body).await.status, 202, "there is room again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn on_a_redacting_route_what_is_said_is_redacted_before_the_database() {
     let secret = "sk-abcdefghijklmnopqrstuvwxyz012345";
     let origin = Origin::start().await;
