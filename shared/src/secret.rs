@@ -43,8 +43,12 @@ impl Names {
         let Some(credential) = credential.map(str::trim).filter(|c| !c.is_empty()) else {
             return "anonymous".to_owned();
         };
-        let hash = blake3::keyed_hash(&self.tenant, credential.as_bytes());
-        hex::encode(&hash.as_bytes()[..16])
+        let mut hasher = blake3::Hasher::new_keyed(&self.tenant);
+        match bearer(credential) {
+            Some(token) => hasher.update(b"Bearer ").update(token.as_bytes()),
+            None => hasher.update(credential.as_bytes()),
+        };
+        hex::encode(&hasher.finalize().as_bytes()[..16])
     }
 
     /// See [`client_of`].
@@ -56,6 +60,13 @@ impl Names {
         }
         hex::encode(&hasher.finalize().as_bytes()[..8])
     }
+}
+
+/// The token of a bearer credential. The scheme's letter case and the white space after it are not
+/// part of the key (RFC 9110 §11.4).
+pub fn bearer(credential: &str) -> Option<&str> {
+    let (scheme, token) = credential.trim_start().split_once([' ', '\t'])?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 impl std::fmt::Debug for Names {
@@ -80,6 +91,12 @@ mod tests {
         let (a, b) = ([1u8; 32], [2u8; 32]);
         let name = tenant_of(&a, Some("Bearer sk-1"));
         assert_eq!(name, tenant_of(&a, Some(" Bearer sk-1 ")));
+        for same in ["bearer sk-1", "BEARER   sk-1", "Bearer\tsk-1 "] {
+            assert_eq!(name, tenant_of(&a, Some(same)), "one key is one tenant: {same}");
+        }
+        for other in ["sk-1", "Basic sk-1", "Bearersk-1", "Bearer SK-1"] {
+            assert_ne!(name, tenant_of(&a, Some(other)), "{other}");
+        }
         assert_eq!(name.len(), 32);
         assert!(!name.contains("sk-1"));
         assert_ne!(name, tenant_of(&a, Some("Bearer sk-2")));

@@ -3,7 +3,7 @@
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use hone_shared::clock::now_ms;
-use hone_shared::store::Store;
+use hone_shared::store::{AuditRow, Store};
 use serde_json::json;
 
 use crate::cli::AuditArgs;
@@ -15,7 +15,7 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<()> {
     // Rows that wait because the store was away belong to the answer.
     hone_shared::toggle::audit_pending(&data)?;
     let rows = match data.store_path().exists() {
-        true => Store::open_read_only(&data.store_path())?.audit(args.limit, args.before)?,
+        true => rows(&Store::open_read_only(&data.store_path())?, args.limit, args.before)?,
         false => Vec::new(),
     };
     if args.json {
@@ -44,6 +44,19 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Up to `limit` rows, however few the store gives at once.
+fn rows(store: &Store, limit: usize, before: Option<i64>) -> anyhow::Result<Vec<AuditRow>> {
+    let mut rows = Vec::new();
+    let mut before = before;
+    while rows.len() < limit {
+        let page = store.audit(limit - rows.len(), before)?;
+        let Some(last) = page.last() else { break };
+        before = Some(last.id);
+        rows.extend(page);
+    }
+    Ok(rows)
+}
+
 /// `5 min ago`.
 pub fn ago(at_ms: i64) -> String {
     let seconds = (now_ms() - at_ms).max(0) / 1_000;
@@ -52,5 +65,23 @@ pub fn ago(at_ms: i64) -> String {
         120..7_200 => format!("{} min ago", seconds / 60),
         7_200..172_800 => format!("{} h ago", seconds / 3_600),
         _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hone_shared::store::AuditEntry;
+    use hone_shared::store::audit::AUDIT_LIST_MAX;
+
+    #[test]
+    fn more_rows_than_one_listing_gives_are_all_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.sqlite")).unwrap();
+        let all = AUDIT_LIST_MAX + 5;
+        (0..all).for_each(|_| assert!(store.append_audit(&AuditEntry::default()).unwrap() > 0));
+        assert_eq!(rows(&store, all + 5, None).unwrap().len(), all);
+        assert_eq!(rows(&store, all - 1, None).unwrap().len(), all - 1);
+        assert_eq!(rows(&store, 10, Some(4)).unwrap().len(), 3);
     }
 }

@@ -36,7 +36,13 @@ pub struct FeedbackArgs {
     #[arg(long, group = "said")]
     pub thumb: Option<Thumb>,
     /// How good it was, as a number on --scale.
-    #[arg(long, group = "said", allow_hyphen_values = true, conflicts_with = "thumb")]
+    #[arg(
+        long,
+        group = "said",
+        allow_hyphen_values = true,
+        conflicts_with = "thumb",
+        value_parser = number
+    )]
     pub score: Option<f64>,
     /// The worst and the best score [default: -1,1].
     #[arg(long, value_name = "MIN,MAX", requires = "score", allow_hyphen_values = true)]
@@ -48,7 +54,7 @@ pub struct FeedbackArgs {
     #[arg(long, value_name = "TEXT", group = "said")]
     pub demonstration: Option<String>,
     /// How the episode ended: from -1 (failed) to 1 (solved).
-    #[arg(long, group = "said", allow_hyphen_values = true)]
+    #[arg(long, group = "said", allow_hyphen_values = true, value_parser = number)]
     pub outcome: Option<f64>,
     /// A name of your own for this feedback: sent twice, it is stored once.
     #[arg(long)]
@@ -109,11 +115,16 @@ fn body(args: &FeedbackArgs) -> Result<Value, UsageError> {
     Ok(Value::Object(body))
 }
 
+/// A number that JSON can hold.
+fn number(text: &str) -> Result<f64, String> {
+    let read = text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
+    read.ok_or_else(|| "write a number".to_owned())
+}
+
 fn scale(text: &str) -> Result<Value, UsageError> {
-    let ends =
-        text.split(',').map(|end| end.trim().parse::<f64>().ok()).collect::<Option<Vec<_>>>();
+    let ends = text.split(',').map(number).collect::<Result<Vec<_>, _>>();
     match ends.as_deref() {
-        Some([low, high]) => Ok(json!([low, high])),
+        Ok([low, high]) => Ok(json!([low, high])),
         _ => Err(UsageError(format!("--scale {text}: write two numbers such as 1,5"))),
     }
 }
@@ -167,6 +178,9 @@ mod tests {
             "hone feedback --response r --thumb sideways",
             "hone feedback --response r --thumb up --scale 1,5",
             "hone feedback --response r --score 1 --scale 1",
+            "hone feedback --response r --thumb up --outcome nan",
+            "hone feedback --response r --score inf",
+            "hone feedback --response r --score 1 --scale 1,inf",
         ] {
             assert!(read(line).is_err(), "{line}");
         }

@@ -5,6 +5,7 @@ use std::io::Read;
 
 use clap::Args;
 use hone_shared::forget::{self, Options, Subject};
+use hone_shared::turn::TurnId;
 use serde_json::json;
 
 use crate::cli::{DataArgs, UsageError};
@@ -82,7 +83,7 @@ fn subjects(args: &ForgetArgs, secret: &[u8; 32]) -> anyhow::Result<Vec<Subject>
         return Ok(vec![Subject::Session(session.clone())]);
     }
     if let Some(turn) = &args.turn {
-        return Ok(vec![Subject::Turn(turn.parse()?)]);
+        return Ok(vec![Subject::Turn(turn_id(turn)?)]);
     }
     if let Some(text) = &args.text {
         let text = if text == "-" { standard_input()? } else { text.clone() };
@@ -90,13 +91,30 @@ fn subjects(args: &ForgetArgs, secret: &[u8; 32]) -> anyhow::Result<Vec<Subject>
     }
     let tenant = args.tenant.as_deref().unwrap_or_default();
     if tenant == "-" {
-        return Ok(forget::of_key(secret, &standard_input()?));
+        let key = standard_input()?;
+        return Ok(forget::of_key(secret, &key).map_err(|e| UsageError(e.to_string()))?);
     }
     Ok(forget::of_tenant(tenant).map_err(|e| UsageError(e.to_string()))?)
+}
+
+fn turn_id(text: &str) -> Result<TurnId, UsageError> {
+    text.parse().map_err(|error| UsageError(format!("--turn {text}: {error}")))
 }
 
 fn standard_input() -> anyhow::Result<String> {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text)?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_that_is_no_id_is_wrong_usage() {
+        assert!(turn_id("xyz").is_err_and(|error| error.to_string().contains("--turn xyz")));
+        let id = TurnId::now();
+        assert!(turn_id(&id.to_string()).is_ok_and(|read| read == id));
+    }
 }

@@ -11,12 +11,14 @@ pub fn terminate(pid: u32) -> io::Result<()> {
     signal(pid, libc::SIGTERM)
 }
 
-/// Whether a process with this id runs. One that ended and was not yet waited for does not.
+/// Whether a process with this id runs, and we may signal it. One that ended and was not yet waited
+/// for does not run; the id of a thread is none of a process.
 pub fn is_alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name of the program, in parentheses, may hold anything.
-    let ended = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
-    !ended && signal(pid, 0).is_ok()
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let whole = field("Tgid:").and_then(|id| id.parse().ok()) == Some(pid);
+    let ended = field("State:").is_some_and(|state| state.starts_with('Z'));
+    whole && !ended && signal(pid, 0).is_ok()
 }
 
 /// Adds to our niceness, so that serving goes before training.
@@ -34,4 +36,32 @@ fn signal(pid: u32, number: libc::c_int) -> io::Result<()> {
     // SAFETY: kill takes two integers; the pid is positive, so no process group is addressed.
     let result = unsafe { libc::kill(pid, number) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_and_a_process_that_ended_are_no_process_that_runs() {
+        assert!(is_alive(std::process::id()));
+        // `/proc/thread-self` points at `<process>/task/<thread>`.
+        let (stop, until) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let _ = tell.send(std::fs::read_link("/proc/thread-self"));
+            let _ = until.recv();
+        });
+        let link = told.recv().unwrap().unwrap();
+        let id: u32 = link.file_name().unwrap().to_string_lossy().parse().unwrap();
+        assert_ne!(id, std::process::id());
+        assert!(signal(id, 0).is_ok() && !is_alive(id));
+        drop(stop);
+        thread.join().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        while is_alive(child.id()) {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+    }
 }

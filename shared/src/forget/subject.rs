@@ -4,7 +4,7 @@
 //! where others can read it, is refused.
 
 use super::Subject;
-use crate::secret::tenant_of;
+use crate::secret::{bearer, tenant_of};
 
 /// Shortest text that may be forgotten, characters: a shorter one is in too much.
 pub const TEXT_CHARS_MIN: usize = 4;
@@ -18,20 +18,23 @@ pub enum SubjectError {
          the command line: use --tenant - and standard input"
     )]
     NotAHash,
+    /// There is no key in what was given.
+    #[error("no API key was given on standard input")]
+    NoKey,
     /// The text would be found in too much.
     #[error("a text needs at least {TEXT_CHARS_MIN} characters")]
     TooShort,
 }
 
 /// The tenants that an API key may belong to: as a bare key, and as a bearer token.
-pub fn of_key(secret: &[u8; 32], key: &str) -> Vec<Subject> {
-    let bare = key.trim();
-    let bare = bare.strip_prefix("Bearer ").unwrap_or(bare).trim();
-    [bare.to_owned(), format!("Bearer {bare}")]
-        .iter()
-        .filter(|_| !bare.is_empty())
-        .map(|credential| Subject::Tenant(tenant_of(secret, Some(credential))))
-        .collect()
+pub fn of_key(secret: &[u8; 32], key: &str) -> Result<Vec<Subject>, SubjectError> {
+    let bare = bearer(key).unwrap_or(key).trim();
+    if bare.is_empty() {
+        return Err(SubjectError::NoKey);
+    }
+    let credentials = [bare.to_owned(), format!("Bearer {bare}")];
+    let of = |credential: &String| Subject::Tenant(tenant_of(secret, Some(credential)));
+    Ok(credentials.iter().map(of).collect())
 }
 
 /// A tenant by its hash.
@@ -60,9 +63,12 @@ mod tests {
         let secret = [3; 32];
         let of = |credential: &str| Subject::Tenant(tenant_of(&secret, Some(credential)));
         let wanted = vec![of("sk-1"), of("Bearer sk-1")];
-        assert_eq!(of_key(&secret, "sk-1\n"), wanted);
-        assert_eq!(of_key(&secret, "Bearer sk-1"), wanted);
-        assert_eq!(of_key(&secret, " "), []);
+        for given in ["sk-1\n", "Bearer sk-1", "bearer  sk-1"] {
+            assert_eq!(of_key(&secret, given), Ok(wanted.clone()), "{given}");
+        }
+        for none in ["", " \n", "Bearer "] {
+            assert_eq!(of_key(&secret, none), Err(SubjectError::NoKey), "{none:?}");
+        }
         assert_eq!(of_tenant("sk-1"), Err(SubjectError::NotAHash));
         assert!(of_tenant(&tenant_of(&secret, Some("sk-1"))).is_ok());
         assert_eq!(of_text("abc"), Err(SubjectError::TooShort));

@@ -122,6 +122,8 @@ impl Life {
         &self,
         stop: &CancellationToken,
     ) -> anyhow::Result<std::process::ExitStatus> {
+        // Left over from one that was killed: it would name a stranger as the successor.
+        RunFile::remove(&self.data, self.name)?;
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut process = Command::new(&self.program)
             .args(&self.args)
@@ -188,5 +190,33 @@ fn set_aside(log: &Path) {
     if std::fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
         // A failure only means a longer log.
         let _ = std::fs::rename(log, log.with_extension("log.1"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_run_file_that_was_left_over_names_no_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::new(dir.path());
+        data.create().unwrap();
+        let address = "127.0.0.1:1".to_owned();
+        // A process that runs, and that nobody may follow or end.
+        let pid = std::process::id();
+        let left = RunFile { pid, address, admin_address: None, started_ms: 1 };
+        left.write(&data, "proxy").unwrap();
+        let life = Life {
+            name: "proxy",
+            program: "true".into(),
+            args: Vec::new(),
+            data,
+            log: dir.path().join("proxy.log"),
+            deaths: Arc::default(),
+        };
+        let stop = CancellationToken::new();
+        let ended = tokio::time::timeout(Duration::from_secs(30), life.live_once(&stop)).await;
+        assert!(ended.unwrap().unwrap().success());
     }
 }
