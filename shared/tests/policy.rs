@@ -35,7 +35,7 @@ fn the_built_in_set_has_the_documented_defaults() {
     assert_eq!((chat.name.as_str(), chat.mode, chat.alias.as_str()), ("chat", Mode::Learn, "chat"));
     // What chat.toml says, and what stands where a file says nothing.
     assert_eq!((chat.round.samples_min, chat.train.weight_rl), (6, 0.2));
-    assert_eq!(chat.train.weight_rl_hinted, 0.0);
+    assert_eq!(chat.train.weight_rl_hinted, 1.0);
     let legacy = set.route_for("/v1/completions", &none, "anonymous").unwrap();
     assert_eq!((legacy.round.samples_min, legacy.train.weight_rl), (8, 1.0));
     assert_eq!((chat.round.samples_max, chat.round.age_ms_max), (64, 60_000));
