@@ -123,8 +123,7 @@ fn stages(
 
     // Gate: better on held-out turns, itself on neutral prompts, or it goes no further.
     advance(shop, row, RoundState::Gating)?;
-    let threads = ground.route.train.threads;
-    let mut compute = parts::compute(shop, threads, Precision::F32)?;
+    let mut compute = parts::compute(shop, &ground.route.train, Precision::F32)?;
     let case = Case {
         candidate: &candidate,
         incumbent: ground.incumbent.as_ref(),

@@ -124,10 +124,10 @@ fn a_round_publishes_nothing_once_a_turn_of_it_was_forgotten() {
     let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
     let (data, kernels, turn) = (shop.data.clone(), shop.kernels.clone(), pool[0].0.turn_id);
     // The samples are drawn when the kernels are made.
-    shop.kernels = std::sync::Arc::new(move |dir, threads, precision| {
+    shop.kernels = std::sync::Arc::new(move |dir, threads, precision, memory| {
         let subject = hone_shared::forget::Subject::Turn(turn);
         hone_shared::forget::run(&data, &subject, &Default::default()).unwrap();
-        kernels(dir, threads, precision)
+        kernels(dir, threads, precision, memory)
     });
     let end = run(&mut shop, &mut row, &set).unwrap();
     assert_eq!(end, End::Finished(RoundState::Abandoned));
@@ -288,9 +288,9 @@ fn watched_kernels<F: Fn(usize, &str) + Send + Sync + 'static>(before: F) -> Ker
     }
     let (real, before, made) =
         (crate::workshop::cpu_kernels(), Arc::new(before), AtomicUsize::new(0));
-    Arc::new(move |dir, threads, precision| {
+    Arc::new(move |dir, threads, precision, memory| {
         let number = made.fetch_add(1, Ordering::Relaxed) + 1;
-        let inner = real(dir, threads, precision)?;
+        let inner = real(dir, threads, precision, memory)?;
         Ok(Box::new(Watched(inner, number, before.clone())) as Box<dyn Compute>)
     })
 }

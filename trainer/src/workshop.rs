@@ -10,7 +10,7 @@ use crate::publish::ProxyAdmin;
 use crate::sample::render::Renderer;
 use hone_model::lora::{Lora, LoraError};
 use hone_shared::data_dir::DataDir;
-use hone_shared::policy::Precision;
+use hone_shared::policy::{MemoryPolicy, Precision};
 use hone_shared::registry::{Registry, RegistryError};
 use hone_shared::store::Store;
 use hone_shared::turn::Generation;
@@ -19,19 +19,28 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-/// Makes the kernels for a model directory, a number of threads (0: all) and a precision. Made for
-/// each round, so that an idle trainer holds no weights.
-pub type Kernels =
-    Arc<dyn Fn(&Path, usize, Precision) -> Result<Box<dyn Compute>, ComputeError> + Send + Sync>;
+/// Makes the kernels for a model directory, a number of threads (0: all), a precision and bounds of
+/// their memory. Made for each round, so that an idle trainer holds no weights.
+pub type Kernels = Arc<dyn Fn(&Path, usize, Precision, &MemoryPolicy) -> MadeKernels + Send + Sync>;
+
+/// Kernels, or why there are none.
+pub type MadeKernels = Result<Box<dyn Compute>, ComputeError>;
 
 /// The kernels that run on the CPU.
 pub fn cpu_kernels() -> Kernels {
-    Arc::new(|dir, threads, precision| {
+    Arc::new(|dir, threads, precision, memory| {
         let precision = match precision {
             Precision::Bf16 => compute::Precision::Bf16,
             Precision::F32 => compute::Precision::F32,
         };
-        let limits = Limits { precision, ..Limits::default() };
+        let limits = Limits {
+            precision,
+            activation_bytes_max: memory.activation_bytes_max,
+            turned_bytes_max: memory.turned_bytes_max,
+            logits_bytes_max: memory.logits_bytes_max,
+            cache_bytes_max: memory.cache_bytes_max,
+            ..Limits::default()
+        };
         Ok(Box::new(CpuCompute::with_limits(dir, threads, limits)?) as Box<dyn Compute>)
     })
 }

@@ -194,6 +194,24 @@ fn small_batches_give_what_one_batch_gives() -> Outcome {
 }
 
 #[test]
+fn layers_that_are_computed_again_give_the_same_bytes_as_those_kept() -> Outcome {
+    let fixture = fixture(Family::Qwen3, true)?;
+    let one = &sequences()[1..2];
+    let wanted = CpuCompute::new(&fixture.path, 2)?.gradient(&fixture.lora, one, &mut slopes)?;
+    // From no layer's state to all of them.
+    for power in 0..24 {
+        let limits = Limits { activation_bytes_max: 1 << power, ..Limits::default() };
+        let mut tight = CpuCompute::with_limits(&fixture.path, 2, limits)?;
+        let found = tight.gradient(&fixture.lora, one, &mut slopes)?;
+        assert!(found == wanted, "with 2^{power} bytes");
+        // In memory that another batch left behind, too.
+        tight.gradient(&fixture.lora, &sequences(), &mut slopes)?;
+        assert!(tight.gradient(&fixture.lora, one, &mut slopes)? == wanted, "2^{power} again");
+    }
+    Ok(())
+}
+
+#[test]
 fn bf16_products_agree_with_f32_to_their_precision_and_with_themselves() -> Outcome {
     for (family, tied) in [(Family::Llama, true), (Family::Qwen3, false)] {
         let fixture = fixture(family, tied)?;

@@ -53,7 +53,8 @@ pub use round::RoundPolicy;
 pub use route::{CapturePolicy, RouteMatch, RoutePolicy, WhenFull};
 pub use traffic::TrafficPolicy;
 pub use train::{
-    Engine, ExternalPolicy, HintSelect, Loss, Precision, StopPolicy, Support, Teacher, TrainPolicy,
+    Engine, ExternalPolicy, HintSelect, Loss, MemoryPolicy, Precision, StopPolicy, Support,
+    Teacher, TrainPolicy,
 };
 pub use watch::{Policies, PolicyWatch};
 

@@ -135,9 +135,21 @@ pub struct TrainPolicy {
     pub warm_start: bool,
     pub seed: u64,
     pub threads: usize,
+    /// What training and gate may hold in memory.
+    pub memory: MemoryPolicy,
     pub stop: StopPolicy,
     /// The command that trains; `None`: hone does.
     pub external: Option<ExternalPolicy>,
+}
+
+/// Bounds of what training and gate hold in memory. Units and meanings: [`super::LIMITS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "every field is described in the table of limits")]
+pub struct MemoryPolicy {
+    pub activation_bytes_max: usize,
+    pub turned_bytes_max: usize,
+    pub logits_bytes_max: usize,
+    pub cache_bytes_max: usize,
 }
 
 /// Anomalies that stop a round. Units and meanings: [`super::LIMITS`].
@@ -188,6 +200,8 @@ pub(super) struct RawTrain {
     warm_start: Option<bool>,
     seed: Option<f64>,
     threads: Option<f64>,
+    #[serde(default)]
+    memory: RawMemory,
     #[serde(default)]
     stop: RawStop,
     #[serde(default)]
@@ -247,8 +261,33 @@ impl RawTrain {
             warm_start: self.warm_start.unwrap_or(true),
             seed: check.long("train.seed", self.seed)?,
             threads: check.count("train.threads", self.threads)?,
+            memory: self.memory.check(check)?,
             stop: self.stop.check(check)?,
             external: self.external.check(self.engine, check)?,
+        })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMemory {
+    activation_bytes_max: Option<f64>,
+    turned_bytes_max: Option<f64>,
+    logits_bytes_max: Option<f64>,
+    cache_bytes_max: Option<f64>,
+}
+
+impl RawMemory {
+    fn check(self, check: &Checker<'_>) -> Result<MemoryPolicy, PolicyError> {
+        let count = |key, given| check.count(key, given);
+        Ok(MemoryPolicy {
+            activation_bytes_max: count(
+                "train.memory.activation_bytes_max",
+                self.activation_bytes_max,
+            )?,
+            turned_bytes_max: count("train.memory.turned_bytes_max", self.turned_bytes_max)?,
+            logits_bytes_max: count("train.memory.logits_bytes_max", self.logits_bytes_max)?,
+            cache_bytes_max: count("train.memory.cache_bytes_max", self.cache_bytes_max)?,
         })
     }
 }

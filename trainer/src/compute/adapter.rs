@@ -2,8 +2,8 @@
 //!
 //! `y = W x + s B (A x)`: A and `s B` are packed like any weight, so a projection with an adapter
 //! is a sum of two terms. Projections that read the same input are one [`Group`] whose A's are
-//! stacked, so that a step multiplies its input once. Gradients of A are collected with the long
-//! side first, so that threads can own whole rows, and turned at the end.
+//! stacked, so that a step multiplies its input once. Gradients are collected with the long side
+//! last, so that kernels read activations as they lie; those of B are turned at the end.
 
 use hone_model::lora::{Lora, Pair, Proj};
 use rayon::prelude::*;
@@ -88,7 +88,7 @@ pub(super) struct Collector {
     rank: usize,
 }
 
-/// One group's gradient: A `(in, members · rank)`, and each member's B `(out, rank)`.
+/// One group's gradient: A `(members · rank, in)`, and each member's B `(rank, out)`.
 struct Sums {
     a: Vec<f32>,
     b: Vec<Vec<f32>>,
@@ -142,11 +142,12 @@ impl Collector {
         let layers = self.layers.into_par_iter().map(|groups| {
             let mut pairs: [Pair; 7] = std::array::from_fn(|_| Pair { a: vec![], b: vec![] });
             for (group, Sums { a, b }) in Group::ALL.into_iter().zip(groups) {
-                let columns = group.members().len() * rank;
-                for (i, (proj, b)) in group.members().iter().zip(b).enumerate() {
-                    let column = |r: usize| a.iter().skip(i * rank + r).step_by(columns);
-                    let a = (0..rank).flat_map(column).copied().collect();
-                    pairs[proj.index()] = Pair { a, b };
+                let each = a.len() / group.members().len();
+                for ((proj, a), b) in group.members().iter().zip(a.chunks_exact(each)).zip(b) {
+                    let out = b.len() / rank;
+                    let column = |o: usize| b.iter().skip(o).step_by(out);
+                    let b = (0..out).flat_map(column).copied().collect();
+                    pairs[proj.index()] = Pair { a: a.to_vec(), b };
                 }
             }
             pairs

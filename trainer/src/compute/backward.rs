@@ -18,10 +18,13 @@ use super::forward::Pass;
 use super::kernels::{Linear, Out, Part, Rows, Turned, block_rows, multiply};
 use super::math;
 use super::model::Model;
-use super::state::{State, cut, cut_all};
+use super::scratch::Scratch;
+use super::state::{State, Trail, cut, cut_all};
 
-/// Buffers of one layer's backward pass, reused from layer to layer; `(rows, width)` each.
-struct Buffers {
+/// Buffers of one layer's backward pass, reused from layer to layer and from batch to batch;
+/// `(rows, width)` each.
+#[derive(Default)]
+pub(super) struct Buffers {
     /// Of the feed-forward: act, dgate, dup, normed input, gradient of the residual stream in the
     /// middle of the layer, datt, and `e` of down, of gate and up, and of the output.
     feed: [Vec<f32>; 9],
@@ -31,16 +34,17 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(pass: &Pass<'_>, rows: usize) -> Buffers {
+    /// Makes room for a batch; what stands there is arbitrary.
+    fn resize(&mut self, pass: &Pass<'_>, rows: usize) {
         let (model, rank): (&Model, usize) = (pass.model, pass.rank());
-        let buffer = |width: usize| vec![0.0; rows * width];
         let (hidden, ffn) = (model.config.hidden, model.config.ffn);
         let (q, kv) = (model.q_width(), model.kv_width());
-        Buffers {
-            feed: [ffn, ffn, ffn, hidden, hidden, q, rank, 2 * rank, rank].map(buffer),
-            attention: [q, kv, kv, hidden, 3 * rank].map(buffer),
-            heads: HeadGradients::new(pass.heads(), rows),
+        let feed = [ffn, ffn, ffn, hidden, hidden, q, rank, 2 * rank, rank];
+        let buffers = self.feed.iter_mut().chain(&mut self.attention);
+        for (buffer, width) in buffers.zip(feed.into_iter().chain([q, kv, kv, hidden, 3 * rank])) {
+            buffer.resize(rows * width, 0.0);
         }
+        self.heads.resize(pass.heads(), rows);
     }
 }
 
@@ -60,17 +64,24 @@ pub(super) struct Backward<'a> {
 
 impl Backward<'_> {
     /// Goes through all layers from the last to the first. `dx (rows, hidden)` is the gradient of
-    /// the residual stream before the final norm; `states` are the layers' in forward order.
-    pub(super) fn run(&self, mut dx: Vec<f32>, states: &[State], to: &mut Collector) {
+    /// the residual stream before the final norm; `trail` is what the forward pass left.
+    pub(super) fn run(
+        &self,
+        mut dx: Vec<f32>,
+        trail: &mut Trail,
+        buffers: &mut Buffers,
+        to: &mut Collector,
+    ) {
         let rows = self.batch.rows();
-        let mut buffers = Buffers::new(&self.pass, rows);
-        for (index, s) in states.iter().enumerate().rev() {
+        buffers.resize(&self.pass, rows);
+        for index in (0..self.pass.model.layers.len()).rev() {
             if self.pass.stop.is_cancelled() {
                 return;
             }
+            let s = self.pass.again(index, self.batch, trail);
             let weights = self.weights(index);
-            self.feed_forward(index, &dx, s, &weights, &mut buffers);
-            let Buffers { feed, attention, heads } = &mut buffers;
+            self.feed_forward(index, &dx, s, &weights, buffers);
+            let Buffers { feed, attention, heads } = &mut *buffers;
             let [act, dgate, dup, normed, dmid, datt, e_down, e_gate, e_o] = &*feed;
             let (shape, precision) = (self.pass.heads(), self.pass.model.precision);
             let inputs = Inputs { shape, q: &s.q, k: &s.k, v: &s.v, precision };
@@ -118,7 +129,7 @@ impl Backward<'_> {
             self.back(Group::Down, &[dx], w, e_down, Some(dup));
             math::swiglu_back(&s.gate[of(ffn)], &s.up[of(ffn)], dup, dgate, act);
             math::norm_rows(mid, norm, model.eps, normed);
-            let mut dnormed = vec![0.0; dx.len()];
+            let mut dnormed = Scratch::take(dx.len());
             self.back(Group::GateUp, &[dgate, dup], w, e_gate, Some(&mut dnormed));
             dmid.copy_from_slice(dx);
             math::norm_rows_back(mid, norm, model.eps, &dnormed, dmid);
@@ -144,12 +155,12 @@ impl Backward<'_> {
         blocks.into_par_iter().with_max_len(1).for_each(|(i, ([dq, dk, dv, normed, e], dx))| {
             let range = i * step..rows.min((i + 1) * step);
             let of = |width: usize| range.start * width..range.end * width;
-            heads.gather(self.batch, range.clone(), dq, dk, dv);
+            heads.gather(self.pass.heads(), self.batch, range.clone(), dq, dk, dv);
             self.unposition(index, s, range.clone(), dq, dk);
             let x = &s.x[of(hidden)];
             math::norm_rows(x, norm, model.eps, normed);
             // Nothing below the first layer has a gradient.
-            let mut dnormed = (index > 0).then(|| vec![0.0; dx.len()]);
+            let mut dnormed = (index > 0).then(|| Scratch::take(dx.len()));
             self.back(Group::Qkv, &[dq, dk, dv], w, e, dnormed.as_deref_mut());
             if let Some(dnormed) = dnormed {
                 dx.copy_from_slice(&dmid[of(hidden)]);
@@ -173,7 +184,7 @@ impl Backward<'_> {
         let Some(weights) = &model.layers[index].qk_norm else { return };
         for ((dy, raw), weight) in [dq, dk].into_iter().zip(&s.raw).zip(weights) {
             let width = dy.len() / rows.len().max(1);
-            let mut dx = vec![0.0; dy.len()];
+            let mut dx = Scratch::zeros(dy.len());
             let raw = &raw[rows.start * width..rows.end * width];
             math::norm_rows_back(raw, weight, model.eps, dy, &mut dx);
             dy.copy_from_slice(&dx);

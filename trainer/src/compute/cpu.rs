@@ -3,6 +3,7 @@
 //! Invariant: memory is bounded by [`Limits`], however many sequences come in; a caller's mistake
 //! is an error before any work is done.
 
+use std::mem::take;
 use std::path::Path;
 
 use hone_model::config::ModelConfig;
@@ -11,7 +12,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio_util::sync::CancellationToken;
 
 use super::adapter::{Collector, Packed};
-use super::backward::Backward;
+use super::backward::{Backward, Buffers};
 use super::batch::{self, Batch, Span};
 use super::forward::Pass;
 use super::head::{self, Row, Scored, Seen};
@@ -20,13 +21,14 @@ use super::look::{Look, Sight, Slopes};
 use super::math::Rope;
 use super::model::Model;
 use super::sampler::Sampler;
-use super::state::State;
+use super::state::{State, Trail};
 use super::{Compute, ComputeError, Gradient, Rollout, SampleParams, Sequence};
 
 /// What a [`CpuCompute`] may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of activations that are kept for a backward pass.
+    /// Bytes of activations that are kept for a backward pass. Layers of a sequence that needs more
+    /// are computed again.
     pub activation_bytes_max: usize,
     /// Bytes of keys and values that are kept while sampling.
     pub cache_bytes_max: usize,
@@ -46,10 +48,10 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            activation_bytes_max: 640 << 20,
+            activation_bytes_max: 704 << 20,
             cache_bytes_max: 512 << 20,
             turned_bytes_max: 1 << 30,
-            logits_bytes_max: 64 << 20,
+            logits_bytes_max: 104 << 20,
             replies_max: 64,
             share_prompts: true,
             precision: Precision::F32,
@@ -64,8 +66,15 @@ pub struct CpuCompute {
     pool: ThreadPool,
     limits: Limits,
     stop: CancellationToken,
-    /// Activations of the last call, whose memory the next one takes.
-    states: Vec<State>,
+    room: Room,
+}
+
+/// Memory of the last call, which the next one takes.
+#[derive(Default)]
+struct Room {
+    trail: Trail,
+    backward: Buffers,
+    logits: Vec<Vec<f32>>,
 }
 
 impl CpuCompute {
@@ -94,8 +103,8 @@ impl CpuCompute {
         let model =
             pool.install(|| Model::load(model_dir, limits.precision, limits.turned_bytes_max))?;
         let rope = Rope::new(model.config.rope_frequencies());
-        let (stop, states) = (CancellationToken::new(), Vec::new());
-        Ok(CpuCompute { model, rope, pool, limits, stop, states })
+        let (stop, room) = (CancellationToken::new(), Room::default());
+        Ok(CpuCompute { model, rope, pool, limits, stop, room })
     }
 
     /// The model's configuration.
@@ -198,8 +207,20 @@ impl CpuCompute {
     }
 
     /// Scores rows after the layers, as many at a time as the head takes.
-    fn score_rows(&self, x: &[f32], rows: &[Row<'_>], most: usize) -> Vec<Seen> {
-        rows.chunks(most).flat_map(|part| head::score(&self.model, x, part).seen).collect()
+    fn score_rows(
+        &self,
+        x: &[f32],
+        rows: &[Row<'_>],
+        most: usize,
+        logits: &mut Vec<Vec<f32>>,
+    ) -> Vec<Seen> {
+        let mut seen = Vec::with_capacity(rows.len());
+        for part in rows.chunks(most) {
+            let mut scored = head::score(&self.model, x, part, take(logits));
+            seen.append(&mut scored.seen);
+            *logits = scored.release();
+        }
+        seen
     }
 
     /// The head of one batch: calls the loss for every span and returns dL / dx.
@@ -208,7 +229,7 @@ impl CpuCompute {
         batch: &Batch,
         x: &[f32],
         looks: &[Look],
-        found: &mut [Vec<f32>],
+        (found, logits): (&mut [Vec<f32>], &mut Vec<Vec<f32>>),
         loss: &mut dyn FnMut(usize, &Sight) -> Slopes,
     ) -> Result<Vec<f32>, ComputeError> {
         let mut dx = vec![0.0; x.len()];
@@ -218,9 +239,14 @@ impl CpuCompute {
             let rows = &all[range.clone()];
             let (mut seen, mut kept): (Vec<Seen>, Option<Scored>) = (Vec::new(), None);
             for part in rows.chunks(most) {
-                let scored = self.pool.install(|| head::score(&self.model, x, part));
+                let free = kept.take().map_or_else(|| take(logits), Scored::release);
+                let scored = self.pool.install(|| head::score(&self.model, x, part, free));
                 seen.extend_from_slice(&scored.seen);
                 kept = Some(scored);
+            }
+            // A sequence longer than the head takes is scored again, part by part.
+            if rows.len() > most {
+                *logits = kept.take().map(Scored::release).unwrap_or_default();
             }
             let mut slopes = Vec::with_capacity(rows.len());
             for span in spans {
@@ -236,31 +262,14 @@ impl CpuCompute {
             }
             self.pool.install(|| {
                 for (part, slopes) in rows.chunks(most).zip(slopes.chunks(most)) {
-                    // A sequence longer than the head takes is scored again, part by part.
-                    let again = || head::score(&self.model, x, part);
-                    let scored = kept.take_if(|_| rows.len() <= most).unwrap_or_else(again);
-                    scored.back(&self.model, part, slopes, &mut dx);
+                    let again = || head::score(&self.model, x, part, take(logits));
+                    let scored = kept.take().unwrap_or_else(again);
+                    *logits = scored.back(&self.model, part, slopes, &mut dx);
                 }
             });
         }
         Ok(dx)
     }
-}
-
-/// The first `layers` of the states, with room for `rows` rows each.
-fn room<'a>(
-    states: &'a mut Vec<State>,
-    pass: Pass<'_>,
-    layers: usize,
-    rows: usize,
-) -> &'a mut [State] {
-    while states.len() < layers {
-        states.push(State::new(pass.model, rows, pass.rank()));
-    }
-    for state in &mut states[..layers] {
-        state.resize(pass.model, rows, pass.rank());
-    }
-    &mut states[..layers]
 }
 
 /// Consecutive spans with at most `most` targets together; a longer span is alone.
@@ -314,7 +323,7 @@ impl Compute for CpuCompute {
         self.check(pairs(sequences))?;
         self.check_looks(sequences, looks)?;
         let packed = self.packed(adapter)?;
-        let mut states = std::mem::take(&mut self.states);
+        let mut room = take(&mut self.room);
         let pass = self.pass(packed.as_ref());
         let rows_max = self.rows_max(pass.rank(), 1).min(1024);
         let (width, most) = (self.model.config.hidden, self.head_rows(looks));
@@ -322,8 +331,9 @@ impl Compute for CpuCompute {
         for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
             let rows = head::rows(&self.model, &batch, looks);
             let (x, seen) = self.pool.install(|| {
-                let x = pass.run(&batch, room(&mut states, pass, 1, batch.rows()));
-                let seen = self.score_rows(&x, &rows, most);
+                room.trail.resize_to_one(&self.model, batch.rows(), pass.rank());
+                let x = pass.run(&batch, &mut room.trail);
+                let seen = self.score_rows(&x, &rows, most, &mut room.logits);
                 (x, seen)
             });
             self.uninterrupted()?;
@@ -337,7 +347,7 @@ impl Compute for CpuCompute {
                 found[span.sequence] = sight;
             }
         }
-        self.states = states;
+        self.room = room;
         let mut numbers = found.iter().flat_map(|sight| sight.own.iter().chain(&sight.kl));
         if numbers.any(|value| !value.is_finite()) {
             return Err(ComputeError::NotFinite("a log-probability"));
@@ -356,20 +366,22 @@ impl Compute for CpuCompute {
         self.check_looks(sequences, looks)?;
         let packed = self.packed(Some(adapter))?.ok_or(ComputeError::AdapterShape)?;
         let rows_max = self.rows_max(adapter.rank, self.model.config.layers);
-        let mut states = std::mem::take(&mut self.states);
+        let mut room = take(&mut self.room);
+        let Room { trail, backward, logits } = &mut room;
         let pass = self.pass(Some(&packed));
         let mut collector = Collector::new(&self.model, adapter.rank);
         let mut logprobs = vec![Vec::new(); sequences.len()];
         for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
-            let states = room(&mut states, pass, self.model.config.layers, batch.rows());
-            let x = self.pool.install(|| pass.run(&batch, states));
+            let bytes_max = self.limits.activation_bytes_max;
+            trail.resize(&self.model, batch.rows(), adapter.rank, bytes_max);
+            let x = self.pool.install(|| pass.run(&batch, trail));
             self.uninterrupted()?;
-            let dx = self.head(&batch, &x, looks, &mut logprobs, loss)?;
-            let backward = Backward { pass, adapter: &packed, batch: &batch };
-            self.pool.install(|| backward.run(dx, states, &mut collector));
+            let dx = self.head(&batch, &x, looks, (&mut logprobs, logits), loss)?;
+            let way = Backward { pass, adapter: &packed, batch: &batch };
+            self.pool.install(|| way.run(dx, trail, backward, &mut collector));
             self.uninterrupted()?;
         }
-        self.states = states;
+        self.room = room;
         let lora = self.pool.install(|| collector.finish(adapter));
         if !lora.is_finite() || logprobs.iter().flatten().any(|value| !value.is_finite()) {
             return Err(ComputeError::NotFinite("a gradient"));

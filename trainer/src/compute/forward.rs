@@ -3,7 +3,8 @@
 //! Rows only meet in attention. So a layer is three parallel regions: blocks of rows go from the
 //! residual stream to q, k and v; tiles of rows attend; blocks go through the rest of the layer. A
 //! block's intermediates stay in its core's cache. Scoring and sampling reuse one layer's buffers;
-//! training keeps one [`State`] per layer (about 0.7 MB per token for SmolLM2-135M).
+//! training keeps one [`State`] per layer (about 0.7 MB per token for SmolLM2-135M), as far as memory
+//! allows, and of the other layers what it takes to run them again ([`Trail`]).
 
 use hone_model::lora::Proj;
 use rayon::prelude::*;
@@ -15,7 +16,8 @@ use super::batch::Batch;
 use super::kernels::{Out, Part, Rows, block_rows, multiply};
 use super::math::{self, Rope};
 use super::model::Model;
-use super::state::{State, StateRows, cut};
+use super::scratch::Scratch;
+use super::state::{State, StateRows, Trail, cut};
 
 /// A model with an adapter, ready to run.
 #[derive(Clone, Copy)]
@@ -39,17 +41,29 @@ impl Pass<'_> {
     }
 
     /// Runs all layers over a batch and returns the residual stream before the final norm
-    /// `(rows, hidden)`. Each layer leaves its state in `states`, the last one there is in the end.
-    pub(super) fn run(&self, batch: &Batch, states: &mut [State]) -> Vec<f32> {
+    /// `(rows, hidden)`. Each layer leaves its state or its input in `trail`.
+    pub(super) fn run(&self, batch: &Batch, trail: &mut Trail) -> Vec<f32> {
         let rows = batch.rows();
         let mut x = vec![0.0; rows * self.model.config.hidden];
         self.model.embed(&batch.tokens, &mut x);
-        let last = states.len().saturating_sub(1);
         for index in 0..self.model.layers.len() {
-            let Some(state) = states.get_mut(index.min(last)) else { break };
+            let (input, state) = trail.at(index);
+            if let Some(input) = input {
+                input.copy_from_slice(&x);
+            }
             self.layer(index, &mut x, &batch.positions, state, |s| self.attend(batch, s));
         }
         x
+    }
+
+    /// The state of a layer that was run before: kept, or computed again from its input.
+    pub(super) fn again<'t>(&self, index: usize, batch: &Batch, trail: &'t mut Trail) -> &'t State {
+        let (input, state) = trail.at(index);
+        if let Some(input) = input {
+            // The layer replaces its input, which is not needed any more.
+            self.layer(index, input, &batch.positions, state, |s| self.attend(batch, s));
+        }
+        state
     }
 
     /// Attention inside the batch.
@@ -88,7 +102,7 @@ impl Pass<'_> {
     fn enter(&self, index: usize, x: &[f32], positions: &[u32], s: &mut StateRows<'_>) {
         let (layer, model) = (&self.model.layers[index], self.model);
         s.x.copy_from_slice(x);
-        let mut normed = vec![0.0; x.len()];
+        let mut normed = Scratch::take(x.len());
         math::norm_rows(x, &layer.norm1, model.eps, &mut normed);
         let StateRows { q, k, v, raw: [raw_q, raw_k], h: [h, ..], .. } = s;
         self.apply(index, Group::Qkv, &normed, h, &mut [q, k, v], false);
@@ -113,10 +127,10 @@ impl Pass<'_> {
         let StateRows { att, mid, gate, up, h: [_, ho, hg, hd], .. } = s;
         self.apply(index, Group::O, att, ho, &mut [&mut *x], true);
         mid.copy_from_slice(x);
-        let mut normed = vec![0.0; x.len()];
+        let mut normed = Scratch::take(x.len());
         math::norm_rows(x, &layer.norm2, eps, &mut normed);
         self.apply(index, Group::GateUp, &normed, hg, &mut [&mut **gate, &mut **up], false);
-        let mut act = vec![0.0; gate.len()];
+        let mut act = Scratch::take(gate.len());
         math::swiglu(gate, up, &mut act);
         self.apply(index, Group::Down, &act, hd, &mut [x], true);
     }

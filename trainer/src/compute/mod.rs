@@ -20,6 +20,7 @@ mod look;
 mod math;
 mod model;
 mod sampler;
+mod scratch;
 mod state;
 
 use hone_model::config::ConfigError;

@@ -43,8 +43,9 @@ impl Model {
     /// Reads and packs a model directory. Peak memory is the model in f32 plus one tensor. A
     /// precision that the processor does not have becomes f32.
     ///
-    /// Weights that products backward need turned are kept so once they were, as long as all of
-    /// them take at most `turned_bytes_max`.
+    /// Weights that products backward need turned are kept so once they were, as long as those of
+    /// all layers take at most `turned_bytes_max`. The head is multiplied with so many rows at a time
+    /// that turning it each time costs nothing.
     pub(super) fn load(
         dir: &Path,
         precision: Precision,
@@ -54,8 +55,7 @@ impl Model {
         let mut weights = Weights::load(dir)?;
         let per_layer: usize =
             Proj::ALL.map(|proj| config.proj_shape(proj)).map(|s| s.0 * s.1).iter().sum();
-        let values = config.layers * per_layer + config.vocab * config.hidden;
-        let keep = values * precision.bytes() <= turned_bytes_max;
+        let keep = config.layers * per_layer * precision.bytes() <= turned_bytes_max;
         let layers = (0..config.layers)
             .map(|index| load_layer(&config, &mut weights, index, (precision, keep)))
             .collect::<Result<Vec<_>, _>>()?;
@@ -71,7 +71,7 @@ impl Model {
             .chunks(VOCAB_CHUNK * config.hidden)
             .map(|part| {
                 let outputs = part.len() / config.hidden;
-                Linear::pack(part, outputs, config.hidden, 1.0, precision).keeping(keep)
+                Linear::pack(part, outputs, config.hidden, 1.0, precision)
             })
             .collect();
         let embedding = untied.then_some(embedding);

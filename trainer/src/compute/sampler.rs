@@ -106,6 +106,7 @@ impl Sampler<'_> {
         let model = self.pass.model;
         let rank = self.pass.rank();
         let mut state = State::new(model, live.len(), rank);
+        let mut logits = Vec::new();
         loop {
             let (ended, going) = live.into_iter().partition(Live::is_done);
             live = going;
@@ -114,7 +115,7 @@ impl Sampler<'_> {
                 break;
             }
             state.resize(model, live.len(), rank);
-            self.step(&mut live, &mut cache, &mut state);
+            logits = self.step(&mut live, &mut cache, &mut state, logits);
         }
         done.sort_by_key(|live| (live.prompt, live.reply));
         done
@@ -144,7 +145,7 @@ impl Sampler<'_> {
                 let prefix = first + group.rows.start..first + group.rows.end;
                 let hidden = self.pass.model.config.hidden;
                 let last = &x[(group.rows.end - 1) * hidden..group.rows.end * hidden];
-                let logits = head::logits(self.pass.model, last);
+                let logits = head::logits(self.pass.model, last, Vec::new());
                 let own = wave.iter().enumerate().filter(|(_, pair)| pair.0 == *prompt);
                 let mut fresh: Vec<Live> =
                     own.map(|(slot, pair)| self.begin(*pair, slot, prefix.clone())).collect();
@@ -183,8 +184,14 @@ impl Sampler<'_> {
         Live { prompt, reply, prefix, slot, tokens_max, rng, rollout }
     }
 
-    /// Feeds every live reply's last token and draws its next one.
-    fn step(&self, live: &mut [Live], cache: &mut Cache, state: &mut State) {
+    /// Feeds every live reply's last token and draws its next one. Gives back the memory of `logits`.
+    fn step(
+        &self,
+        live: &mut [Live],
+        cache: &mut Cache,
+        state: &mut State,
+        logits: Vec<Vec<f32>>,
+    ) -> Vec<Vec<f32>> {
         let (model, rows) = (self.pass.model, live.len());
         let tokens: Vec<u32> =
             live.iter().filter_map(|l| l.rollout.tokens.last().copied()).collect();
@@ -197,11 +204,12 @@ impl Sampler<'_> {
                 cache.attend(index, live, self.pass.heads(), &s.q, &mut s.att);
             });
         }
-        let logits = head::logits(model, &x);
+        let logits = head::logits(model, &x, logits);
         live.par_iter_mut()
             .with_max_len(1)
             .enumerate()
             .for_each(|(row, live)| self.choose(live, &logits, row, rows));
+        logits
     }
 
     /// Draws a token from row `row` of `rows` rows of chunked logits.

@@ -14,7 +14,7 @@ use crate::workshop::Workshop;
 use hone_model::lora::Lora;
 use hone_shared::clock::now_ms;
 use hone_shared::policy::{
-    GatePolicy, JudgePolicy, Policies, PolicySet, Precision, RoutePolicy, Teacher,
+    GatePolicy, JudgePolicy, Policies, PolicySet, Precision, RoutePolicy, Teacher, TrainPolicy,
 };
 use hone_shared::registry::{AliasState, ManifestDraft};
 use hone_shared::store::{RoundRow, RoundState, Store, StoredTurn, VerdictRow};
@@ -94,10 +94,10 @@ pub fn ended_elsewhere(shop: &Workshop, row: &mut RoundRow) -> Result<End, Round
 /// Kernels for a step of the round. They give up when the trainer stops.
 pub fn compute(
     shop: &Workshop,
-    threads: usize,
+    train: &TrainPolicy,
     precision: Precision,
 ) -> Result<Box<dyn Compute>, RoundError> {
-    let mut compute = (shop.kernels)(&shop.model_dir, threads, precision)?;
+    let mut compute = (shop.kernels)(&shop.model_dir, train.threads, precision, &train.memory)?;
     compute.interrupt_by(shop.shutdown.clone());
     Ok(compute)
 }

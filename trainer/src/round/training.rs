@@ -41,7 +41,7 @@ fn native(
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Result<Lora, End>, RoundError> {
     let recipe = &ground.route.train;
-    let mut compute = parts::compute(shop, recipe.threads, recipe.precision)?;
+    let mut compute = parts::compute(shop, recipe, recipe.precision)?;
     let stop = shop.shutdown.clone();
     let ends = || stop.is_cancelled() || !goes_on();
     let trained = match train::train(compute.as_mut(), plan, work, &ends) {

@@ -1,8 +1,8 @@
 //! The gradient of attention.
 //!
 //! Probabilities are recomputed from the saved log-sum-exp (Dao et al. 2022, algorithm 4, without
-//! the blocking over keys). One task has one key and value head of one group of segments, so that
-//! the sums over its queries are made in one order.
+//! the blocking over keys). One task has one query head of one group of segments; heads that share
+//! a key head are added up afterwards, so that all sums are made in one order.
 
 use std::ops::Range;
 
@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::super::batch::{Batch, Group, Segment};
 use super::super::kernels::{NR, panel, turn_square};
 use super::super::math::{self, Columns};
+use super::super::scratch::Scratch;
 use super::{Heads, Inputs, Keys, Lanes, Panel};
 
 /// What the forward pass gave and what came back to it.
@@ -24,87 +25,82 @@ pub(in super::super) struct Outputs<'a> {
     pub(in super::super) datt: &'a [f32],
 }
 
-/// Gradients per group and key head: dq `(group rows, shared · dim)`, dk and dv `(group rows, dim)`.
+/// Gradients per group and query head: dq, dk and dv `(group rows, dim)` each.
+#[derive(Default)]
 pub(in super::super) struct HeadGradients {
     values: Vec<f32>,
-    shape: Heads,
 }
 
 impl HeadGradients {
-    /// None yet.
-    pub(in super::super) fn new(shape: Heads, rows: usize) -> HeadGradients {
-        let values = vec![0.0; rows * (shape.q_width() + 2 * shape.kv_width())];
-        HeadGradients { values, shape }
+    /// Makes room for a batch; what stands there is arbitrary.
+    pub(in super::super) fn resize(&mut self, shape: Heads, rows: usize) {
+        self.values.resize(3 * rows * shape.q_width(), 0.0);
     }
 
-    /// Values of one row of one key head.
-    fn row_len(&self) -> usize {
-        (self.shape.shared() + 2) * self.shape.dim
-    }
-
-    /// Computes them on the current pool; one task per group and key head.
+    /// Computes them on the current pool; one task per group and query head.
     pub(in super::super) fn compute(
         &mut self,
         inputs: Inputs<'_>,
         outputs: Outputs<'_>,
         batch: &Batch,
     ) {
-        let row_len = self.row_len();
         let (mut tasks, mut rest) = (Vec::new(), self.values.as_mut_slice());
         for group in &batch.groups {
-            for kv in 0..inputs.shape.kv_heads {
-                let (mine, left) = rest.split_at_mut(group.rows.len() * row_len);
+            for head in 0..inputs.shape.heads {
+                let (mine, left) = rest.split_at_mut(3 * group.rows.len() * inputs.shape.dim);
                 rest = left;
-                tasks.push((group, kv, mine));
+                tasks.push((group, head, mine));
             }
         }
-        tasks.into_par_iter().with_max_len(1).for_each(|(group, kv, to)| {
+        tasks.into_par_iter().with_max_len(1).for_each(|(group, head, to)| {
             let segments = &batch.segments[group.segments.clone()];
-            Task::new(inputs, outputs, group, segments, kv).run(to);
+            Task::new(inputs, outputs, group, segments, head).run(to);
         });
     }
 
     /// Copies some rows to dq `(rows, heads · dim)` and dk, dv `(rows, kv_heads · dim)`.
     pub(in super::super) fn gather(
         &self,
+        shape: Heads,
         batch: &Batch,
         rows: Range<usize>,
         dq: &mut [f32],
         dk: &mut [f32],
         dv: &mut [f32],
     ) {
-        let Heads { kv_heads, dim, .. } = self.shape;
-        let (q_width, kv_width) = (self.shape.q_width(), self.shape.kv_width());
+        let (dim, q_width, kv_width) = (shape.dim, shape.q_width(), shape.kv_width());
         let mine = dq.chunks_exact_mut(q_width).zip(dk.chunks_exact_mut(kv_width));
         for (row, ((dq, dk), dv)) in rows.zip(mine.zip(dv.chunks_exact_mut(kv_width))) {
             let after = batch.groups.partition_point(|group| group.rows.end <= row);
             let group = &batch.groups[after].rows;
-            for kv in 0..kv_heads {
-                let part = (group.start * kv_heads + kv * group.len()) * self.row_len();
-                let shared = self.shape.shared() * dim;
-                let at = |start: usize, width: usize| {
-                    let from = part + start * group.len() + (row - group.start) * width;
-                    &self.values[from..from + width]
+            dk.fill(0.0);
+            dv.fill(0.0);
+            for (head, dq) in dq.chunks_exact_mut(dim).enumerate() {
+                let part = 3 * (group.start * shape.heads + head * group.len()) * dim;
+                let at = |which: usize| {
+                    let from = part + (which * group.len() + row - group.start) * dim;
+                    &self.values[from..from + dim]
                 };
-                dq[kv * shared..(kv + 1) * shared].copy_from_slice(at(0, shared));
-                dk[kv * dim..(kv + 1) * dim].copy_from_slice(at(shared, dim));
-                dv[kv * dim..(kv + 1) * dim].copy_from_slice(at(shared + dim, dim));
+                let kv = shape.kv_of(head) * dim..(shape.kv_of(head) + 1) * dim;
+                dq.copy_from_slice(at(0));
+                math::add_scaled(&mut dk[kv.clone()], 1.0, at(1));
+                math::add_scaled(&mut dv[kv], 1.0, at(2));
             }
         }
     }
 }
 
-/// One key head of one group.
+/// One query head of one group.
 struct Task<'a> {
     inputs: Inputs<'a>,
     outputs: Outputs<'a>,
     first: usize,
     segments: &'a [Segment],
-    kv: usize,
+    head: usize,
     stretches: Vec<Stretch<'a>>,
     /// dKᵀ and dVᵀ `(panels, dim, NR)`.
-    sums: [Vec<f32>; 2],
-    scratch: Scratch,
+    sums: [Scratch<f32>; 2],
+    buffers: Buffers,
 }
 
 /// One segment's side of the products.
@@ -119,7 +115,7 @@ struct Stretch<'a> {
 
 /// Buffers of one task.
 #[derive(Default)]
-struct Scratch {
+struct Buffers {
     queries: Vec<u32>,
     dout: Vec<u32>,
     scores: Vec<f32>,
@@ -134,9 +130,10 @@ impl<'a> Task<'a> {
         outputs: Outputs<'a>,
         group: &Group,
         segments: &'a [Segment],
-        kv: usize,
+        head: usize,
     ) -> Task<'a> {
         let (mut stretches, mut panels) = (Vec::with_capacity(segments.len()), 0);
+        let kv = inputs.shape.kv_of(head);
         for segment in segments {
             let pack = |data| Keys::pack(inputs, data, segment.rows.clone(), kv);
             let lanes = inputs.lanes(inputs.k, segment.rows.clone(), kv);
@@ -144,27 +141,24 @@ impl<'a> Task<'a> {
             stretches.push(Stretch { keys, values, lanes, first: panels });
             panels += segment.rows.len().div_ceil(NR);
         }
-        let sums = [(); 2].map(|()| vec![0.0; panels * inputs.shape.dim * NR]);
-        let (first, scratch) = (group.rows.start, Scratch::default());
-        Task { inputs, outputs, first, segments, kv, stretches, sums, scratch }
+        let sums = [(); 2].map(|()| Scratch::zeros(panels * inputs.shape.dim * NR));
+        let (first, buffers) = (group.rows.start, Buffers::default());
+        Task { inputs, outputs, first, segments, head, stretches, sums, buffers }
     }
 
     fn run(mut self, to: &mut [f32]) {
-        let shape = self.inputs.shape;
-        let (dim, shared) = (shape.dim, shape.shared() * shape.dim);
-        let rows = to.len() / (shared + 2 * dim);
-        let (dq, rest) = to.split_at_mut(rows * shared);
+        let dim = self.inputs.shape.dim;
+        let rows = to.len() / (3 * dim);
+        let (dq, rest) = to.split_at_mut(rows * dim);
         for index in 0..self.segments.len() {
             let segment = &self.segments[index];
             for start in segment.rows.clone().step_by(NR) {
                 let panel = Panel { segment, rows: start..(start + NR).min(segment.rows.end) };
-                for (place, head) in shape.heads_of(self.kv).enumerate() {
-                    self.scratch.dq.clear();
-                    self.scratch.dq.resize(dim * NR, 0.0);
-                    self.head(&panel, index, head);
-                    let to = &mut dq[(start - self.first) * shared + place * dim..];
-                    spread(&self.scratch.dq, dim, to, shared, panel.rows.len());
-                }
+                self.buffers.dq.clear();
+                self.buffers.dq.resize(dim * NR, 0.0);
+                self.panel(&panel, index);
+                let to = &mut dq[(start - self.first) * dim..];
+                spread(&self.buffers.dq, dim, to, dim, panel.rows.len());
             }
         }
         for (sums, to) in self.sums.iter().zip(rest.chunks_exact_mut((rows * dim).max(1))) {
@@ -178,15 +172,16 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// One head of one panel of queries of segment `index`: adds to dq and to the sums.
-    fn head(&mut self, rows: &Panel<'_>, index: usize, head: usize) {
+    /// One panel of queries of segment `index`: adds to dq and to the sums.
+    fn panel(&mut self, rows: &Panel<'_>, index: usize) {
         let Inputs { shape, q, precision, .. } = self.inputs;
         let Outputs { att, lse, datt } = self.outputs;
         let (dim, width, count) = (shape.dim, shape.q_width(), rows.rows.len());
+        let head = self.head;
         let from = rows.rows.start * width + head * dim;
         let (size, scale) = ((width, count, dim), shape.scale());
-        panel(&mut self.scratch.queries, &q[from..], size, scale, precision);
-        panel(&mut self.scratch.dout, &datt[from..], size, 1.0, precision);
+        panel(&mut self.buffers.queries, &q[from..], size, scale, precision);
+        panel(&mut self.buffers.dout, &datt[from..], size, 1.0, precision);
         let sides = [&q[from..], &datt[from..]].map(|x| Lanes::new(x, size, precision));
         let (mut sums, mut inner): (Columns, Columns) = ([0.0; NR], [0.0; NR]);
         for (j, row) in rows.rows.clone().enumerate() {
@@ -214,7 +209,7 @@ impl<'a> Task<'a> {
     ) {
         let Inputs { shape, precision, .. } = self.inputs;
         let (dim, count) = (shape.dim, rows.rows.len());
-        let Scratch { queries, dout, scores, dp, dq, folded } = &mut self.scratch;
+        let Buffers { queries, dout, scores, dp, dq, folded } = &mut self.buffers;
         let Stretch { keys, values, lanes, first } = &self.stretches[index];
         let narrow = count <= NR / 2;
         for buffer in [&mut *scores, &mut *dp] {

@@ -89,7 +89,7 @@ impl Other {
             .collect();
         let chunks = match states.is_empty() {
             true => model.head.iter().map(|_| Vec::new()).collect(),
-            false => logits(model, &states),
+            false => logits(model, &states, Vec::new()),
         };
         Other { chunks, rows: Vec::new() }
     }

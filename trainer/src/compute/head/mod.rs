@@ -20,20 +20,27 @@ use super::kernels::{Job, Term, project, project_back};
 use super::look::{Direction, Look, Sight, Slopes};
 use super::math;
 use super::model::{Model, VOCAB_CHUNK};
+use super::scratch::Scratch;
 use divergence::Other;
+
+/// Fewest rows of logits that are worth a task.
+const ROWS_MIN: usize = 8;
 
 /// Most rows whose logits exist at a time, for a number of bytes.
 pub(super) fn rows_max(model: &Model, bytes: usize) -> usize {
     (bytes / (4 * model.config.vocab)).max(8)
 }
 
-/// Logits `(rows, outputs)` per chunk of the vocabulary for hidden states before the final norm.
-pub(super) fn logits(model: &Model, hidden: &[f32]) -> Vec<Vec<f32>> {
+/// Logits `(rows, outputs)` per chunk of the vocabulary for hidden states before the final norm, in
+/// the memory of earlier ones.
+pub(super) fn logits(model: &Model, hidden: &[f32], mut chunks: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
     let rows = hidden.len() / model.config.hidden;
-    let mut normed = vec![0.0; hidden.len()];
+    let mut normed = Scratch::take(hidden.len());
     math::norm(hidden, &model.norm, model.eps, &mut normed);
-    let mut chunks: Vec<Vec<f32>> =
-        model.head.iter().map(|part| vec![0.0; rows * part.outputs()]).collect();
+    chunks.resize_with(model.head.len(), Vec::new);
+    for (chunk, part) in chunks.iter_mut().zip(&model.head) {
+        chunk.resize(rows * part.outputs(), 0.0);
+    }
     let jobs = chunks.iter_mut().zip(&model.head).map(|(y, w)| Job {
         y,
         add: false,
@@ -139,12 +146,13 @@ pub(super) struct Scored {
     other: Other,
 }
 
-/// Scores rows of the residual stream `x (rows, hidden)`, on the current pool.
-pub(super) fn score(model: &Model, x: &[f32], rows: &[Row<'_>]) -> Scored {
+/// Scores rows of the residual stream `x (rows, hidden)`, on the current pool; `chunks` are logits
+/// whose memory is taken.
+pub(super) fn score(model: &Model, x: &[f32], rows: &[Row<'_>], chunks: Vec<Vec<f32>>) -> Scored {
     let width = model.config.hidden;
     let of = |row: &Row<'_>| row.target.row * width..(row.target.row + 1) * width;
     let hidden: Vec<f32> = rows.iter().flat_map(|row| &x[of(row)]).copied().collect();
-    let mut chunks = logits(model, &hidden);
+    let mut chunks = logits(model, &hidden, chunks);
     let mut other = Other::new(model, rows);
     let work = chunks.par_iter_mut().zip(other.chunks_mut()).enumerate();
     let parts: Vec<Part> = work.map(|(i, (chunk, others))| part(i, chunk, others, rows)).collect();
@@ -227,20 +235,28 @@ fn part(index: usize, chunk: &mut [f32], others: &mut [f32], rows: &[Row<'_>]) -
 }
 
 impl Scored {
+    /// The memory of its logits.
+    pub(super) fn release(self) -> Vec<Vec<f32>> {
+        self.chunks
+    }
+
     /// Adds to `dx (rows, hidden)` the gradient of `Σ slope · seen`; for a token `v` of a row
-    /// `d ln p_v / d logit_j = 1{j = v} − p_j`. On the current pool.
+    /// `d ln p_v / d logit_j = 1{j = v} − p_j`. On the current pool. Gives back the memory of the logits.
     pub(super) fn back(
         mut self,
         model: &Model,
         rows: &[Row<'_>],
         slopes: &[Slope],
         dx: &mut [f32],
-    ) {
+    ) -> Vec<Vec<f32>> {
         let width = model.config.hidden;
         let (shifts, lse, other) = (&self.shifts, &self.lse, &self.other);
-        self.chunks.par_iter_mut().enumerate().for_each(|(index, chunk)| {
-            let outputs = chunk.len() / rows.len().max(1);
-            for (i, values) in chunk.chunks_exact_mut(outputs).enumerate() {
+        let mut dnormed = Scratch::zeros(rows.len() * width);
+        // Chunk by chunk: it still is in the cache when it is multiplied.
+        for (index, (chunk, w)) in self.chunks.iter_mut().zip(&model.head).enumerate() {
+            let outputs = w.outputs();
+            let values = chunk.par_chunks_exact_mut(outputs).enumerate().with_min_len(ROWS_MIN);
+            values.for_each(|(i, values)| {
                 let (row, slope) = (&rows[i], &slopes[i]);
                 let total = slope.own + slope.at.iter().sum::<f32>();
                 let scale = (shifts[index][i] - lse[i]).exp();
@@ -254,16 +270,15 @@ impl Scored {
                         values[*token as usize % VOCAB_CHUNK] += slope;
                     }
                 }
-            }
-        });
-        let mut dnormed = vec![0.0; rows.len() * width];
-        let terms = self.chunks.iter().zip(&model.head).map(|(x, w)| Term { x, w });
-        project_back(rows.len(), &mut dnormed, false, &terms.collect::<Vec<_>>());
+            });
+            project_back(rows.len(), &mut dnormed, index > 0, &[Term { x: chunk, w }]);
+        }
         // Rows may repeat (a shared prompt's last one), so they are added one after another.
         let states = self.hidden.chunks_exact(width).zip(dnormed.chunks_exact(width));
         for (row, (hidden, dy)) in rows.iter().zip(states) {
             let to = &mut dx[row.target.row * width..(row.target.row + 1) * width];
             math::norm_row_back(hidden, &model.norm, model.eps, dy, to);
         }
+        self.chunks
     }
 }

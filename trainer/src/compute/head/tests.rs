@@ -99,7 +99,7 @@ fn tokens_likeliest_tokens_and_divergences_are_those_of_exact_sums() {
     let mut it = fixture();
     let (x, other, at) = (it.states(4), it.states(5), ids());
     let rows = questions(&at, &other);
-    let scored = score(&it.model, &x, &rows);
+    let scored = score(&it.model, &x, &rows, Vec::new());
     for (row, seen) in rows.iter().zip(&scored.seen) {
         let state = &x[row.target.row * HIDDEN..(row.target.row + 1) * HIDDEN];
         let exact = it.exact(state);
@@ -149,7 +149,7 @@ fn the_gradient_of_everything_agrees_with_finite_differences() {
         rows.iter().zip(&given).map(of).sum()
     };
     let mut dx = vec![0.0; x.len()];
-    score(&it.model, &x, &rows).back(&it.model, &rows, &given, &mut dx);
+    score(&it.model, &x, &rows, Vec::new()).back(&it.model, &rows, &given, &mut dx);
     let norm = dx.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     for i in (0..x.len()).step_by(7) {
         let (mut up, mut down, h) = (x.clone(), x.clone(), 1e-3f32);

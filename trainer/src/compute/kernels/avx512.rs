@@ -22,7 +22,7 @@ macro_rules! kernel {
     ($name:ident $features:literal $fma:literal $($row:tt $a:tt $b:tt),+) => {
         /// See [`super::micro::Kernel`]; needs the instruction sets named by its attribute.
         #[target_feature(enable = $features)]
-        unsafe fn $name(s: &Strip) {
+        unsafe fn $name(s: &Strip<'_>) {
             // SAFETY: the caller's promise is ours; every register that is written is named.
             unsafe {
                 asm!(
@@ -37,6 +37,14 @@ macro_rules! kernel {
                     $(concat!("vpxord ", $a, ", ", $a, ", ", $a),
                       concat!("vpxord ", $b, ", ", $b, ", ", $b),)+
                     "2:",
+                    "mov {x}, [{at}]",
+                    "mov {step}, [{at} + 8]",
+                    "mov {panel}, [{at} + 16]",
+                    "mov {k}, [{at} + 24]",
+                    "mov {ahead}, [{at} + 32]",
+                    "mov {ahead_step}, [{at} + 40]",
+                    "add {at}, 48",
+                    "4:",
                     "vmovups zmm24, [{panel}]",
                     "vmovups zmm25, [{panel} + 64]",
                     "prefetcht1 [{ahead}]",
@@ -47,13 +55,16 @@ macro_rules! kernel {
                     "add {panel}, 128",
                     "add {ahead}, {ahead_step}",
                     "dec {k}",
+                    "jnz 4b",
+                    "dec {count}",
                     "jnz 2b",
                     $(concat!("vmovups [{tile}], ", $a),
                       concat!("vmovups [{tile} + 64], ", $b),
                       "add {tile}, {stride}",)+
-                    x = inout(reg) s.x => _, panel = inout(reg) s.panel => _,
-                    k = inout(reg) s.k => _, ahead = inout(reg) s.ahead => _,
-                    step = in(reg) 4 * s.step, ahead_step = in(reg) s.ahead_step,
+                    at = inout(reg) s.stretches.as_ptr() => _,
+                    count = inout(reg) s.stretches.len() => _,
+                    x = out(reg) _, step = out(reg) _, panel = out(reg) _,
+                    k = out(reg) _, ahead = out(reg) _, ahead_step = out(reg) _,
                     tile = inout(reg) s.tile => _, stride = in(reg) 4 * s.stride,
                     fresh = in(reg) usize::from(s.fresh), to = out(reg) _,
                     $(out($a) _, out($b) _,)+
@@ -66,7 +77,7 @@ macro_rules! kernel {
     (half $name:ident $features:literal $fma:literal $($row:tt $a:tt $b:tt),+) => {
         /// See [`super::micro::Kernel`]: a narrow one.
         #[target_feature(enable = $features)]
-        unsafe fn $name(s: &Strip) {
+        unsafe fn $name(s: &Strip<'_>) {
             // SAFETY: the caller's promise is ours; every register that is written is named.
             unsafe {
                 asm!(
@@ -79,17 +90,27 @@ macro_rules! kernel {
                     "3:",
                     $(concat!("vpxord ", $a, ", ", $a, ", ", $a),)+
                     "2:",
+                    "mov {x}, [{at}]",
+                    "mov {step}, [{at} + 8]",
+                    "mov {panel}, [{at} + 16]",
+                    "mov {k}, [{at} + 24]",
+                    "add {at}, 48",
+                    "4:",
                     "vmovups zmm24, [{panel}]",
                     $(concat!("vbroadcastss zmm26, dword ptr [{x} + 4 * ", $row, "]"),
                       concat!($fma, " ", $a, ", zmm26, zmm24"),)+
                     "add {x}, {step}",
                     "add {panel}, 128",
                     "dec {k}",
+                    "jnz 4b",
+                    "dec {count}",
                     "jnz 2b",
                     $(concat!("vmovups [{tile}], ", $a),
                       "add {tile}, {stride}",)+
-                    x = inout(reg) s.x => _, panel = inout(reg) s.panel => _,
-                    k = inout(reg) s.k => _, step = in(reg) 4 * s.step,
+                    at = inout(reg) s.stretches.as_ptr() => _,
+                    count = inout(reg) s.stretches.len() => _,
+                    x = out(reg) _, step = out(reg) _, panel = out(reg) _,
+                    k = out(reg) _,
                     tile = inout(reg) s.tile => _, stride = in(reg) 4 * s.stride,
                     fresh = in(reg) usize::from(s.fresh), to = out(reg) _,
                     $(out($a) _,)+

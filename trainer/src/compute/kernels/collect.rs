@@ -1,4 +1,6 @@
-//! Outer products for the gradients of skinny matrices: `leftᵀ right`, summed over all rows.
+//! Outer products for the gradients of skinny matrices: `rightᵀ left`, summed over all rows.
+//!
+//! The wide side is cut into panels, a few rows at a time, and the narrow one read where it lies.
 //!
 //! Invariant: sums run over the rows in order, so the result does not depend on scheduling.
 
@@ -7,16 +9,18 @@ use rayon::prelude::*;
 use super::micro::{Left, NR, Product, Tile, accumulate, f32_words};
 use super::rows::strips;
 use super::words::Precision;
+use crate::compute::scratch::Scratch;
 
-/// Columns of `left` that one task takes: a multiple of all strips.
-const TASK_COLUMNS: usize = 96;
-/// Rows that are summed before the next strip: their values stay in the cache.
+/// Panels of the wide side that one task takes.
+const TASK_PANELS: usize = 6;
+const TASK_COLUMNS: usize = TASK_PANELS * NR;
+/// Rows that are summed before the next strip: a panel of them stays in the core's nearest cache.
 const TASK_ROWS: usize = 128;
 
-/// One product to collect: `to (width, columns) += scale · leftᵀ right` over all rows.
+/// One product to collect: `to (columns, width) += scale · rightᵀ left` over all rows.
 pub(in crate::compute) struct Outer<'a> {
     pub(in crate::compute) to: &'a mut [f32],
-    /// `(rows, width)`.
+    /// `(rows, width)`, the wide side.
     pub(in crate::compute) left: &'a [f32],
     /// `(rows, stride)`, of which `columns` from `first` on are taken.
     pub(in crate::compute) right: &'a [f32],
@@ -31,80 +35,83 @@ pub(in crate::compute) struct Outer<'a> {
 /// # Panics
 /// When a length does not fit: a bug of the caller, caught before memory is touched.
 pub(in crate::compute) fn collect(rows: usize, products: Vec<Outer<'_>>) {
-    let panels: Vec<Vec<Vec<u32>>> = products.par_iter().map(|p| panels(rows, p)).collect();
     let mut tasks = Vec::new();
-    for (product, panels) in products.into_iter().zip(&panels) {
-        let Outer { to, left, columns, scale, .. } = product;
+    for Outer { to, left, right, stride, first, columns, scale } in products {
         let width = left.len() / rows.max(1);
         assert_eq!(to.len(), width * columns, "a sum of another shape");
-        for (index, to) in to.chunks_mut((TASK_COLUMNS * columns).max(1)).enumerate() {
-            tasks.push(Task {
-                to,
-                left,
-                width,
-                first: index * TASK_COLUMNS,
-                columns,
-                scale,
-                panels,
-            });
+        assert!(right.len() >= rows * stride && first + columns <= stride, "too narrow");
+        let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
+        parts.resize_with(width.div_ceil(TASK_COLUMNS), Vec::new);
+        for row in to.chunks_exact_mut(width.max(1)) {
+            row.chunks_mut(TASK_COLUMNS).zip(&mut parts).for_each(|(to, part)| part.push(to));
+        }
+        for (index, to) in parts.into_iter().enumerate() {
+            let (right, column) = (&right[first.min(right.len())..], index * TASK_COLUMNS);
+            tasks.push(Task { to, left, width, column, right, stride, columns, scale });
         }
     }
     tasks.into_par_iter().with_max_len(1).for_each(|task| task.run(rows));
 }
 
-/// The right side as panels `(rows, NR)`.
-fn panels(rows: usize, product: &Outer<'_>) -> Vec<Vec<u32>> {
-    let Outer { right, stride, first, columns, .. } = *product;
-    assert!(right.len() >= rows * stride && first + columns <= stride, "a right side too narrow");
-    let panel = |from: usize| {
-        let width = NR.min(columns - from);
-        let mut panel = vec![0; rows * NR];
-        for (to, row) in panel.chunks_exact_mut(NR).zip(right.chunks_exact(stride.max(1))) {
-            let start = first + from;
-            to[..width].copy_from_slice(f32_words(&row[start..start + width]));
-        }
-        panel
-    };
-    (0..columns).step_by(NR).map(panel).collect()
-}
-
-/// Some columns of one product's left side.
+/// Some columns of one product's wide side.
 struct Task<'a> {
-    to: &'a mut [f32],
+    /// One stretch per column of the narrow side.
+    to: Vec<&'a mut [f32]>,
     left: &'a [f32],
     width: usize,
-    first: usize,
+    /// First column of the wide side.
+    column: usize,
+    right: &'a [f32],
+    stride: usize,
     columns: usize,
     scale: f32,
-    panels: &'a [Vec<u32>],
 }
 
 impl Task<'_> {
-    fn run(self, rows: usize) {
-        let count = self.to.len() / self.columns.max(1);
-        let left = f32_words(self.left);
-        let mut tiles = vec![0.0; count * NR];
-        for (index, panel) in self.panels.iter().enumerate() {
-            let from = index * NR;
-            let width = NR.min(self.columns - from);
-            for row in (0..rows).step_by(TASK_ROWS) {
-                let panel = &panel[row * NR..rows.min(row + TASK_ROWS) * NR];
-                for (column, take) in strips(count) {
-                    let words = &left[row * self.width + self.first + column..];
-                    let left = Left { words, step: self.width, rows: take };
-                    let (precision, narrow) = (Precision::F32, width <= NR / 2);
-                    let values = &mut tiles[column * NR..(column + take) * NR];
-                    accumulate(
-                        Tile { values, stride: NR, fresh: row == 0 },
-                        Product { precision, left, panel, narrow, ahead: (&[], 0) },
-                    );
+    fn run(mut self, rows: usize) {
+        let count = self.to.first().map_or(0, |to| to.len());
+        let panels = count.div_ceil(NR);
+        // `(panels, columns, NR)` and `(panels, rows, NR)`.
+        let mut tiles: Scratch<f32> = Scratch::zeros(panels * self.columns * NR);
+        let mut wide: Scratch<u32> = Scratch::zeros(panels * TASK_ROWS * NR);
+        for row in (0..rows).step_by(TASK_ROWS) {
+            let taken = TASK_ROWS.min(rows - row);
+            for r in 0..taken {
+                let from = (row + r) * self.width + self.column;
+                let from = f32_words(&self.left[from..from + count]);
+                let (whole, rest) = from.as_chunks::<NR>();
+                let mut to = wide.as_chunks_mut::<NR>().0.iter_mut().skip(r).step_by(TASK_ROWS);
+                // Copied in registers, not by calls.
+                whole.iter().zip(&mut to).for_each(|(from, to)| *to = *from);
+                if let Some(to) = to.next().filter(|_| !rest.is_empty()) {
+                    to[..rest.len()].copy_from_slice(rest);
                 }
             }
-            for (to, tile) in self.to.chunks_exact_mut(self.columns).zip(tiles.chunks_exact(NR)) {
-                for (to, sum) in to[from..from + width].iter_mut().zip(tile) {
+            let panels = wide.chunks_exact(TASK_ROWS * NR);
+            for (panel, tile) in panels.zip(tiles.chunks_exact_mut(self.columns * NR)) {
+                self.sums(row, &panel[..taken * NR], tile);
+            }
+        }
+        for (panel, tile) in tiles.chunks_exact(self.columns * NR).enumerate() {
+            for (to, sums) in self.to.iter_mut().zip(tile.chunks_exact(NR)) {
+                for (to, sum) in to[panel * NR..].iter_mut().zip(sums) {
                     *to = self.scale.mul_add(*sum, *to);
                 }
             }
+        }
+    }
+
+    /// Adds some rows' products with one panel of the wide side to `tile (columns, NR)`.
+    fn sums(&self, row: usize, panel: &[u32], tile: &mut [f32]) {
+        for (column, take) in strips(self.columns) {
+            let words = &f32_words(self.right)[row * self.stride + column..];
+            let left = Left { words, step: self.stride, rows: take };
+            let values = &mut tile[column * NR..(column + take) * NR];
+            let (precision, narrow, ahead): (_, _, (&[u32], _)) = (Precision::F32, false, (&[], 0));
+            accumulate(
+                Tile { values, stride: NR, fresh: false },
+                Product { precision, left, panel, narrow, ahead },
+            );
         }
     }
 }

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::micro::{NR, kernels};
 use super::rows::interleave_panel;
 use super::words::{self, Precision};
+use crate::compute::scratch::Scratch;
 
 /// A packed weight matrix `(outputs, inputs)`.
 pub(in crate::compute) struct Linear {
@@ -20,10 +21,27 @@ pub(in crate::compute) struct Linear {
     inputs: usize,
     precision: Precision,
     /// `(outputs / 32, words of inputs, 32)`.
-    panels: Vec<u32>,
+    panels: Panels,
     /// Whether to keep the turned weight once it was made.
     keep: bool,
     turned: OnceLock<Box<Linear>>,
+}
+
+/// Memory of panels: a weight's own, or a thread's for a while.
+enum Panels {
+    Own(Vec<u32>),
+    Lent(Scratch<u32>),
+}
+
+impl Deref for Panels {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        match self {
+            Panels::Own(words) => words,
+            Panels::Lent(words) => words,
+        }
+    }
 }
 
 /// A turned weight, `(inputs, outputs)`.
@@ -65,6 +83,7 @@ impl Linear {
             let shape = (inputs, part.len() / inputs, inputs);
             interleave_panel(panel, part, shape, scale, precision);
         });
+        let panels = Panels::Own(panels);
         Linear { outputs, inputs, precision, panels, keep: false, turned: OnceLock::new() }
     }
 
@@ -84,8 +103,17 @@ impl Linear {
     fn turn(&self) -> Linear {
         let (outputs, inputs, precision) = (self.inputs, self.outputs, self.precision);
         let size = precision.words(inputs) * NR;
-        let mut panels = vec![0; outputs.div_ceil(NR) * size];
-        panels.par_chunks_mut(size.max(1)).enumerate().for_each(|(index, panel)| {
+        let words = outputs.div_ceil(NR) * size;
+        // In columns past the last output stands what stood there: nobody reads their products.
+        let mut panels = match self.keep {
+            true => Panels::Own(vec![0; words]),
+            false => Panels::Lent(Scratch::take(words)),
+        };
+        let to: &mut [u32] = match &mut panels {
+            Panels::Own(words) => words,
+            Panels::Lent(words) => words,
+        };
+        to.par_chunks_mut(size.max(1)).enumerate().for_each(|(index, panel)| {
             self.turn_panel(index * NR, panel);
         });
         Linear { outputs, inputs, precision, panels, keep: false, turned: OnceLock::new() }

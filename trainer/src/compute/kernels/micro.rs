@@ -15,28 +15,40 @@ pub(in crate::compute) const NR: usize = 32;
 /// Most rows of a strip of any kernel.
 pub(super) const ROWS_MAX: usize = 12;
 
-/// `tile (rows, NR) (+)= Σ_i x[step · i + r] · panel[i]`, and which words to fetch meanwhile.
+/// One stretch of a contraction: `Σ_i x[step · i + r] · panel[i]`, and which words to fetch
+/// meanwhile.
+///
+/// Kernels read it field by field: six words, in this order.
 #[derive(Clone, Copy)]
-pub(super) struct Strip {
+#[repr(C)]
+pub(super) struct Stretch {
     pub(super) x: *const u32,
+    /// Bytes from one `i` to the next.
     pub(super) step: usize,
     pub(super) panel: *const u32,
     pub(super) k: usize,
-    pub(super) tile: *mut f32,
-    /// Values from row to row of the tile.
-    pub(super) stride: usize,
-    /// Overwrite the tile instead of adding to it.
-    pub(super) fresh: bool,
     /// Fetched into the cache along the way, `ahead_step` bytes per step. Never read.
     pub(super) ahead: *const u32,
     pub(super) ahead_step: usize,
 }
 
+/// `tile (rows, NR) (+)=` the sum of one stretch after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Strip<'a> {
+    /// At least one.
+    pub(super) stretches: &'a [Stretch],
+    pub(super) tile: *mut f32,
+    /// Values from row to row of the tile.
+    pub(super) stride: usize,
+    /// Overwrite the tile instead of adding to it.
+    pub(super) fresh: bool,
+}
+
 /// # Safety
-/// `x` is readable for `rows` words at each of `k` steps, the panel for `k · NR` words, the tile
-/// writable for `rows` rows of NR values and not aliased; `k` > 0; the instruction set is there. A narrow
-/// kernel reads and writes only the first 16 columns.
-pub(super) type Kernel = unsafe fn(&Strip);
+/// Of each stretch, `x` is readable for `rows` words at each of `k` > 0 steps, the panel for `k · NR`
+/// words; the tile is writable for `rows` rows of NR values and not aliased; the instruction set is
+/// there. A narrow kernel reads and writes only the first 16 columns.
+pub(super) type Kernel = unsafe fn(&Strip<'_>);
 
 /// Turns `(n, NR)` rows: `to[j * NR + i] = from[i * NR + j]` for `i < width`, `j < count`.
 ///
@@ -185,10 +197,11 @@ pub(in crate::compute) fn accumulate(tile: Tile<'_>, product: Product<'_>) {
     assert!(rows == 0 || values.len() >= (rows - 1) * stride + NR, "a strip past its tile");
     assert!(rows <= 1 || stride >= NR, "rows of a tile overlap");
     // SAFETY: checked above, and exclusively borrowed.
-    unsafe { accumulate_at(values.as_mut_ptr(), stride, fresh, product) }
+    unsafe { accumulate_at(values.as_mut_ptr(), stride, fresh, product, None) }
 }
 
-/// As [`accumulate`], with a tile that only the caller knows to be there.
+/// As [`accumulate`], with a tile that only the caller knows to be there, and perhaps a second product
+/// of as many rows, which is added at once.
 ///
 /// # Safety
 /// `tile` is writable for the strip's rows of NR values at `stride`, and not aliased.
@@ -197,24 +210,44 @@ pub(super) unsafe fn accumulate_at(
     tile: *mut f32,
     stride: usize,
     fresh: bool,
-    product: Product<'_>,
+    first: Product<'_>,
+    second: Option<Product<'_>>,
 ) {
-    let Product { precision, left: Left { words, step, rows }, panel, narrow, ahead } = product;
-    let k = panel.len() / NR;
-    if rows == 0 || (k == 0 && !fresh) {
+    let (kernels, rows) = (kernels(), first.left.rows);
+    let one = first.stretch();
+    let two = second.map_or(one, |second| {
+        assert!(second.left.rows == rows && second.precision == first.precision, "another strip");
+        second.stretch()
+    });
+    if rows == 0 || (one.k == 0 && !fresh && second.is_none()) {
         return;
     }
-    let kernels = kernels();
-    assert!(k > 0 && rows <= kernels.rows, "a strip that no kernel takes");
-    assert!(words.len() >= (k - 1) * step + rows, "a strip past its rows");
-    let multiply = kernels.of(precision);
-    let kernel = if narrow { multiply.narrow[rows - 1] } else { multiply.wide[rows - 1] };
-    let (x, panel) = (words.as_ptr(), panel.as_ptr());
-    let (ahead, ahead_step) = (ahead.0.as_ptr(), ahead.1);
-    let strip = Strip { x, step, panel, k, tile, stride, fresh, ahead, ahead_step };
-    // SAFETY: operands were checked above, the tile is the caller's promise; `kernels` are those
-    // that the processor reported.
-    unsafe { kernel(&strip) }
+    assert!(one.k > 0 && two.k > 0 && rows <= kernels.rows, "a strip that no kernel takes");
+    let multiply = kernels.of(first.precision);
+    let kernel = if first.narrow { multiply.narrow[rows - 1] } else { multiply.wide[rows - 1] };
+    let both = [one, two];
+    let stretches = &both[..1 + usize::from(second.is_some())];
+    // SAFETY: operands were checked, the tile is the caller's promise; `kernels` are those that the
+    // processor reported.
+    unsafe { kernel(&Strip { stretches, tile, stride, fresh }) }
+}
+
+impl Product<'_> {
+    /// The operands as the kernels take them, checked.
+    #[inline]
+    fn stretch(&self) -> Stretch {
+        let Product { left: Left { words, step, rows }, panel, ahead, .. } = *self;
+        let k = panel.len() / NR;
+        assert!(k == 0 || words.len() >= (k - 1) * step + rows, "a strip past its rows");
+        Stretch {
+            x: words.as_ptr(),
+            step: 4 * step,
+            panel: panel.as_ptr(),
+            k,
+            ahead: ahead.0.as_ptr(),
+            ahead_step: ahead.1,
+        }
+    }
 }
 
 /// `to[j][i] = from[i][j]` for a square of `NR` by `NR` values.

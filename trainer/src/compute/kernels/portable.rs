@@ -38,7 +38,7 @@ pub(super) const MULTIPLY_AVX2: Multiply =
     Multiply { wide: table!(avx2, 2), narrow: table!(avx2, 1), interleave };
 
 /// See [`super::micro::Kernel`].
-unsafe fn plain<const MR: usize, const HALVES: usize>(strip: &Strip) {
+unsafe fn plain<const MR: usize, const HALVES: usize>(strip: &Strip<'_>) {
     for half in 0..HALVES {
         // SAFETY: the caller's promise is ours.
         unsafe { tile::<MR, false>(strip, half) }
@@ -48,7 +48,7 @@ unsafe fn plain<const MR: usize, const HALVES: usize>(strip: &Strip) {
 /// See [`super::micro::Kernel`]; needs AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const MR: usize, const HALVES: usize>(strip: &Strip) {
+unsafe fn avx2<const MR: usize, const HALVES: usize>(strip: &Strip<'_>) {
     for half in 0..HALVES {
         // SAFETY: the caller's promise is ours.
         unsafe { tile::<MR, true>(strip, half) }
@@ -56,16 +56,19 @@ unsafe fn avx2<const MR: usize, const HALVES: usize>(strip: &Strip) {
 }
 
 #[inline(always)]
-unsafe fn tile<const MR: usize, const FMA: bool>(s: &Strip, half: usize) {
+unsafe fn tile<const MR: usize, const FMA: bool>(s: &Strip<'_>, half: usize) {
     let mut acc = [[0.0f32; HALF]; MR];
-    for i in 0..s.k {
-        // SAFETY: i < k rows of the panel; the half is inside its NR columns.
-        let w = unsafe { &*s.panel.add(i * NR + half * HALF).cast::<[f32; HALF]>() };
-        for (r, sums) in acc.iter_mut().enumerate() {
-            // SAFETY: MR words at each of k steps.
-            let x = f32::from_bits(unsafe { *s.x.add(i * s.step + r) });
-            for (sum, w) in sums.iter_mut().zip(w) {
-                *sum = if FMA { x.mul_add(*w, *sum) } else { x * *w + *sum };
+    for p in s.stretches {
+        let step = p.step / 4;
+        for i in 0..p.k {
+            // SAFETY: i < k rows of the panel; the half is inside its NR columns.
+            let w = unsafe { &*p.panel.add(i * NR + half * HALF).cast::<[f32; HALF]>() };
+            for (r, sums) in acc.iter_mut().enumerate() {
+                // SAFETY: MR words at each of k steps.
+                let x = f32::from_bits(unsafe { *p.x.add(i * step + r) });
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    *sum = if FMA { x.mul_add(*w, *sum) } else { x * *w + *sum };
+                }
             }
         }
     }

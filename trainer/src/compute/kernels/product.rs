@@ -6,14 +6,21 @@
 
 use rayon::prelude::*;
 
-use super::linear::{Linear, Turned};
+use super::linear::Linear;
 use super::micro::{NR, Product, ROWS_MAX, accumulate_at};
 use super::rows::{Rows, strips};
+use super::words::Precision;
 
-/// Longest contraction per pass: 768 x 32 words (96 KiB) and a block of rows stay in a core's L2.
+/// Words of the longest contraction per pass: 768 x 32 words (96 KiB) and a block of rows stay in a
+/// core's L2.
 const PASS: usize = 768;
-/// How much a pass may exceed it, so that a LoRA part does not need one of its own.
+/// How many values a pass may exceed it, so that a LoRA part does not need one of its own.
 const PASS_SLACK: usize = 256;
+
+/// Values of the longest contraction per pass.
+fn pass_values(precision: Precision) -> usize {
+    PASS * 4 / precision.bytes()
+}
 /// Most rows of a block that one thread works on at a time, and fewest worth a task.
 const BLOCK: usize = 96;
 const BLOCK_MIN: usize = 48;
@@ -88,17 +95,17 @@ struct Plan<'a> {
 type Piece = (usize, usize, usize);
 
 /// Cuts the contraction over all parts into passes that fit the cache.
-fn passes(lengths: impl Iterator<Item = usize>) -> Vec<Vec<Piece>> {
+fn passes(longest: usize, lengths: impl Iterator<Item = usize>) -> Vec<Vec<Piece>> {
     let mut passes: Vec<Vec<Piece>> = Vec::new();
     let mut room = 0;
     for (part, length) in lengths.enumerate() {
-        for first in (0..length).step_by(PASS) {
-            let count = PASS.min(length - first);
+        for first in (0..length).step_by(longest) {
+            let count = longest.min(length - first);
             match passes.last_mut() {
                 Some(pass) if count <= room => pass.push((part, first, count)),
                 _ => {
                     passes.push(vec![(part, first, count)]);
-                    room = PASS + PASS_SLACK;
+                    room = longest + PASS_SLACK;
                 }
             }
             room -= count;
@@ -121,7 +128,8 @@ pub(in crate::compute) fn multiply(out: Out<'_>, parts: &[Part<'_>]) {
         assert!(part.first + part.rows.width() <= part.w.inputs(), "rows past the weight");
         assert_eq!(part.rows.precision(), part.w.precision(), "parts of different precision");
     }
-    let passes = passes(parts.iter().map(|part| part.rows.width()));
+    let longest = pass_values(one.rows.precision());
+    let passes = passes(longest, parts.iter().map(|part| part.rows.width()));
     let (y, stride, add) = (Shared(out.y.as_mut_ptr()), out.stride, out.add);
     let plan = Plan { y, stride, add, rows, outputs, parts, passes };
     let panels = outputs.div_ceil(NR);
@@ -148,21 +156,24 @@ impl Plan<'_> {
                     // SAFETY: the strip's rows and the panel's columns are inside y, whose length
                     // was checked; tiles of different tasks are disjoint.
                     let y = unsafe { self.y.at(strip.0 * self.stride + panel * NR) };
-                    let fresh = pass == 0 && !self.add;
+                    let first = pass == 0 && !self.add;
                     // Later passes are summed by themselves: one running sum over a contraction
                     // as long as the vocabulary would lose a digit.
-                    let whole = width == NR && fresh;
+                    let whole = width == NR && first;
                     let (to, stride) =
                         if whole { (y, self.stride) } else { (tile.as_mut_ptr(), NR) };
-                    for (i, piece) in pieces.iter().enumerate() {
-                        let share = (index, strips.len());
-                        let product = self.product(piece, panel, *strip, share, width <= NR / 2);
+                    let (share, narrow) = ((index, strips.len()), width <= NR / 2);
+                    let product = |piece| self.product(piece, panel, *strip, share, narrow);
+                    let mut fresh = true;
+                    for pair in pieces.chunks(2) {
+                        let (first, second) = (product(&pair[0]), pair.get(1).map(product));
                         // SAFETY: as above, or a tile of the most rows that a strip has.
-                        unsafe { accumulate_at(to, stride, i == 0, product) };
+                        unsafe { accumulate_at(to, stride, fresh, first, second) };
+                        fresh = false;
                     }
                     if !whole {
                         // SAFETY: as above.
-                        unsafe { store(y, self.stride, (strip.1, width), !fresh, &tile) };
+                        unsafe { store(y, self.stride, (strip.1, width), !first, &tile) };
                     }
                 }
             }
@@ -185,7 +196,8 @@ impl Plan<'_> {
         let next = w.panel((panel + 1).min(self.outputs.div_ceil(NR) - 1), k);
         let ahead = (&next[length / strips * index..], (4 * NR).div_ceil(strips));
         let left = rows.strip(strip, first);
-        Product { precision, left, panel: &w.panel(panel, k)[..length], narrow, ahead }
+        let panel = &w.panel(panel, k)[..length];
+        Product { precision, left, panel, narrow, ahead }
     }
 }
 
@@ -203,9 +215,14 @@ unsafe fn store(
     for (r, from) in tile.as_chunks::<NR>().0.iter().enumerate().take(rows) {
         // SAFETY: by the caller's promise.
         let to = unsafe { std::slice::from_raw_parts_mut(y.add(r * stride), width) };
-        match add {
-            true => to.iter_mut().zip(from).for_each(|(to, from)| *to += from),
-            false => to.copy_from_slice(&from[..width]),
+        // Stretches whose length the compiler knows, read as a whole before they are written.
+        let (to, to_rest) = to.as_chunks_mut::<{ NR / 2 }>();
+        let (from, from_rest) = from[..width].as_chunks::<{ NR / 2 }>();
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = if add { std::array::from_fn(|i| to[i] + from[i]) } else { *from };
+        }
+        for (to, from) in to_rest.iter_mut().zip(from_rest) {
+            *to = if add { *to + from } else { *from };
         }
     }
 }
@@ -275,27 +292,26 @@ fn same(a: &Term<'_>, b: &Term<'_>) -> bool {
 /// # Panics
 /// When a length does not fit: a bug of the caller, caught before memory is touched.
 pub(in crate::compute) fn project_back(rows: usize, dx: &mut [f32], add: bool, terms: &[Term<'_>]) {
-    let turned: Vec<(&[f32], Turned<'_>)> =
-        terms.iter().map(|term| (term.x, term.w.turned())).collect();
-    let inputs = turned.first().map_or(0, |(_, w)| w.outputs());
+    let inputs = terms.first().map_or(0, |term| term.w.inputs());
     assert_eq!(dx.len(), rows * inputs, "a destination of another shape");
-    for (x, w) in &turned {
-        assert_eq!(x.len(), rows * w.inputs(), "an operand of another shape");
-    }
-    let step = block_rows(rows);
-    let blocks = dx.par_chunks_mut((step * inputs).max(1)).enumerate().with_max_len(1);
-    blocks.for_each(|(block, dx)| {
-        let (row, count) = (block * step, dx.len() / inputs);
-        let mut add = add;
-        for (x, w) in &turned {
-            let mut packed = Rows::pack(&[], 0, 0, 0, w.precision());
-            for first in (0..w.inputs()).step_by(PASS) {
-                let width = PASS.min(w.inputs() - first);
-                packed.fill(&x[row * w.inputs() + first..], w.inputs(), count, width);
-                let part = Part { rows: &packed, w, first };
-                multiply(Out { y: &mut *dx, stride: inputs, add }, &[part]);
+    let (step, mut add) = (block_rows(rows), add);
+    // One after another, so that at most one weight stands turned beside itself.
+    for Term { x, w } in terms {
+        assert_eq!((x.len(), w.inputs()), (rows * w.outputs(), inputs), "another shape");
+        let turned = w.turned();
+        let (w, longest): (&Linear, _) = (&turned, pass_values(turned.precision()));
+        let blocks = dx.par_chunks_mut((step * inputs).max(1)).enumerate().with_max_len(1);
+        blocks.for_each(|(block, dx)| {
+            let (row, count, mut add) = (block * step, dx.len() / inputs, add);
+            for first in (0..w.inputs()).step_by(longest) {
+                let width = longest.min(w.inputs() - first);
+                let x = &x[row * w.inputs() + first..];
+                let rows = &Rows::pack(x, w.inputs(), count, width, w.precision());
+                let out = Out { y: &mut *dx, stride: inputs, add };
+                multiply(out, &[Part { rows, w, first }]);
                 add = true;
             }
-        }
-    });
+        });
+        add = true;
+    }
 }

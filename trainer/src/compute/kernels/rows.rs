@@ -3,13 +3,14 @@
 
 use super::micro::{Left, NR, Source, kernels, strip};
 use super::words::Precision;
+use crate::compute::scratch::Scratch;
 
 /// Words that a kernel may write past the end of a strip.
 const SLACK: usize = 16;
 
 /// Some rows, packed. Strips of nearly equal height follow each other, each `(words, height)`.
 pub(in crate::compute) struct Rows {
-    words: Vec<u32>,
+    words: Scratch<u32>,
     rows: usize,
     width: usize,
     precision: Precision,
@@ -27,20 +28,19 @@ impl Rows {
         width: usize,
         precision: Precision,
     ) -> Rows {
-        let mut packed = Rows { words: Vec::new(), rows: 0, width: 0, precision };
+        let mut packed = Rows { words: Scratch::take(0), rows: 0, width: 0, precision };
         packed.fill(x, stride, rows, width);
         packed
     }
 
-    /// As [`Rows::pack`], in the same memory.
+    /// As [`Rows::pack`], into what was packed before.
     pub(in crate::compute) fn fill(&mut self, x: &[f32], stride: usize, rows: usize, width: usize) {
         assert!(rows == 0 || x.len() >= (rows - 1) * stride + width, "rows past their buffer");
         let kernels = kernels();
         let (interleave, depth) =
             (kernels.of(self.precision).interleave, self.precision.words(width));
         (self.rows, self.width) = (rows, width);
-        self.words.clear();
-        self.words.reserve(rows * depth + SLACK);
+        self.words = Scratch::take(rows * depth + SLACK);
         for (row, take) in strips(rows) {
             let from = x[row * stride..].as_ptr();
             let source = Source { from, stride, rows: take, width, scale: 1.0 };
@@ -48,8 +48,6 @@ impl Rows {
             // behind the last; what spills into the next strip is written before it.
             unsafe { interleave(&source, self.words.as_mut_ptr().add(row * depth), take) };
         }
-        // SAFETY: reserved above, and every word of every strip was written.
-        unsafe { self.words.set_len(rows * depth) };
     }
 
     /// Number of rows.

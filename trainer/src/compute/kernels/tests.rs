@@ -3,7 +3,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::micro::{Kernel, Multiply, NR, ROWS_MAX, Source, Strip, kernels};
+use super::micro::{Kernel, Multiply, NR, ROWS_MAX, Source, Stretch, Strip, kernels};
 use super::words::Precision;
 use super::{
     Job, Left, Linear, Out, Outer, Part, Product, Rows, Term, Tile, accumulate, block_rows,
@@ -99,17 +99,18 @@ fn all() -> Vec<(&'static str, Multiply, usize)> {
 
 /// Runs one kernel on `rows` strided rows; `None` past a narrow kernel's columns.
 fn run(kernel: Kernel, x: &[f32], step: usize, panel: &[f32], tile: &mut [f32]) {
-    let strip = Strip {
-        x: x.as_ptr().cast(),
-        step,
-        panel: panel.as_ptr().cast(),
-        k: panel.len() / NR,
-        tile: tile.as_mut_ptr(),
-        stride: NR,
-        fresh: false,
-        ahead: panel.as_ptr().cast(),
+    // Two stretches, of which the first has all but the last steps.
+    let (k, ahead) = (panel.len() / NR, panel.as_ptr().cast());
+    let stretch = |first: usize, k: usize| Stretch {
+        x: x[first * step..].as_ptr().cast(),
+        step: 4 * step,
+        panel: panel[first * NR..].as_ptr().cast(),
+        k,
+        ahead,
         ahead_step: 16,
     };
+    let stretches = &[stretch(0, k - 3), stretch(k - 3, 3)];
+    let strip = Strip { stretches, tile: tile.as_mut_ptr(), stride: NR, fresh: false };
     // SAFETY: the caller's buffers have the lengths that the strip names; the kernel is one that
     // this processor reported.
     unsafe { kernel(&strip) };
@@ -190,7 +191,7 @@ fn outer_products_agree_with_a_plain_loop() {
         collect(rows, vec![product_of]);
         let cut: Vec<f32> = right.chunks_exact(stride).flat_map(|r| r[first..].to_vec()).collect();
         let (left, right) = (turned(&left, rows, width), turned(&cut, rows, columns));
-        let wanted = product(&left, &right, width, columns, rows);
+        let wanted = product(&right, &left, columns, width, rows);
         let wanted: Vec<f32> = wanted.iter().map(|w| 1.0 + 2.0 * w).collect();
         assert!(worst(&to, &wanted) < 1e-4, "{rows} x {width} x {columns}");
     }

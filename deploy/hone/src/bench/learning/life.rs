@@ -103,8 +103,8 @@ impl Nursery {
             bail!(UsageError(format!("--sessions: from 1 to {most}")));
         }
         let builtin = PolicySet::builtin()?;
-        let precision = builtin.route(ROUTE).context("no chat route")?.train.precision;
-        let compute = cpu_kernels()(dir, threads, precision)?;
+        let train = &builtin.route(ROUTE).context("no chat route")?.train;
+        let compute = cpu_kernels()(dir, threads, train.precision, &train.memory)?;
         Ok(Self { compute, renderer: Renderer::from_dir(dir)?, threads, sessions_max })
     }
 
