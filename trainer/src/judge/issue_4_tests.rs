@@ -159,6 +159,31 @@ fn issue_4_identical_calls_are_bounded_and_cycles_are_seen() {
 }
 
 #[test]
+fn a_harness_that_repeats_the_task_after_a_result_does_not_complain() {
+    let task = "Task: create the file hello.txt in the folder docs.";
+    let mut seen = again_and_again(task, 1, &[("shell", r#"{"command":"ls"}"#, "[exit code: 0]")]);
+    seen.next_state.push(message("user", task));
+    assert_eq!(ruled(&seen), None);
+}
+
+#[test]
+fn tests_that_pass_after_a_patch_and_a_solved_task_are_good_steps() {
+    let patch = |line: &str| {
+        message("assistant", &json!({"search": line, "replace": "return a / b"}).to_string())
+    };
+    let ran = |end: &str| message("user", &format!("-x\n+y\n$ python3 -m unittest\n{end}"));
+    let red =
+        ran("Ran 2 tests in 0.0s\nFAILED (failures=1)\n[exit code: 1]\nhalf.py:\na\nb\nc\nd\ne");
+    let before = vec![message("user", "half.py:\nFAIL: test_half"), patch("return b"), red];
+    let green = ran("Ran 2 tests in 0.0s\nOK\n[exit code: 0]");
+    let seen = exchange(before.clone(), patch("return a - b"), vec![green]);
+    assert_eq!(ruled(&seen), Some((1, "tests")));
+    let done = ran("Ran 2 tests in 0.0s\nOK\n[exit code: 0]\nThe task is done. Say: done.");
+    let seen = exchange(before[..1].to_vec(), patch("return a - b"), vec![done]);
+    assert_eq!(ruled(&seen), Some((1, "outcome")));
+}
+
+#[test]
 fn issue_4_garbage_is_never_good() {
     for answer in [
         "the the the the ".repeat(20),

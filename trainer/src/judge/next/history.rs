@@ -3,7 +3,7 @@
 //! Invariant: at most [`STEPS_MAX`] steps are read, however long the conversation is.
 
 use super::call::{self, Call};
-use super::is_observation;
+use super::is_output;
 use crate::judge::exchange::{role_of, text_of};
 use serde_json::Value;
 
@@ -24,7 +24,8 @@ impl Step<'_> {
         let mut texts = call::texts(&self.calls, self.after);
         if let [slot @ None] = texts.as_mut_slice() {
             let users = self.after.iter().filter(|m| role_of(m) == "user");
-            *slot = users.map(|m| (m, text_of(m))).find(|(m, t)| is_observation(m, t)).map(|f| f.1);
+            let mut texts = users.map(|m| (m, text_of(m)));
+            *slot = texts.find(|(m, t)| is_output(&self.calls, m, t)).map(|found| found.1);
         }
         texts
     }
@@ -44,9 +45,13 @@ pub fn steps(messages: &[Value]) -> impl Iterator<Item = Step<'_>> {
 
 /// What a person asked last: the youngest user message that is no program's output.
 pub fn request(messages: &[Value]) -> String {
-    let users = messages.iter().rev().filter(|m| role_of(m) == "user");
-    let mut users = users.map(|m| (m, text_of(m)));
-    users.find(|(m, text)| !is_observation(m, text)).map(|found| found.1).unwrap_or_default()
+    let users = messages.iter().enumerate().rev().filter(|(_, m)| role_of(m) == "user");
+    let asks = |at: usize, message: &Value, text: &str| {
+        let before = messages.iter().take(at).rev().find(|m| role_of(m) == "assistant");
+        !is_output(&before.map(call::of_answer).unwrap_or_default(), message, text)
+    };
+    let mut users = users.map(|(at, m)| (at, m, text_of(m)));
+    users.find(|(at, m, text)| asks(*at, m, text)).map(|found| found.2).unwrap_or_default()
 }
 
 /// The first request of the conversation, which states an agent's task, and the last one.

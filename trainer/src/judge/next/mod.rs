@@ -46,8 +46,6 @@ impl<'a> NextState<'a> {
     pub fn of(seen: &'a Exchange) -> Self {
         let calls = call::of_answer(&seen.answer);
         let results = call::results(&calls, &seen.next_state);
-        // Who answers in JSON alone talks to a program.
-        let framed = calls.iter().any(Call::is_framed);
         let mut said = Vec::new();
         let mut observed: Vec<Observed> = results
             .into_iter()
@@ -55,7 +53,7 @@ impl<'a> NextState<'a> {
             .collect();
         for message in seen.next_state.iter().filter(|m| role_of(m) == "user") {
             let text = text_of(message);
-            if is_observation(message, &text) || framed && exit::is_session(&text) {
+            if is_output(&calls, message, &text) {
                 let at = (calls.len() == 1).then_some(0);
                 observed.push(Observed::of(at, calls.first(), message));
             } else {
@@ -72,6 +70,12 @@ impl<'a> NextState<'a> {
     pub fn results_of(&self, call: usize) -> impl Iterator<Item = &Observed> {
         self.results.iter().filter(move |result| result.call == Some(call))
     }
+}
+
+/// Whether a user message is a program's output, after an answer with these calls: who answers in
+/// JSON alone talks to a program.
+pub fn is_output(calls: &[Call<'_>], message: &Value, text: &str) -> bool {
+    is_observation(message, text) || calls.iter().any(Call::is_framed) && exit::is_session(text)
 }
 
 /// Whether a user message is a program's output.

@@ -234,6 +234,18 @@ fn agents_that_answer_in_one_json_object_are_read_by_what_they_act_on() {
         assert_eq!((state.kind, state.said.len(), state.results.len()), (kind, 0, 1));
         assert_eq!(state.results[0].call, Some(0), "{kind}");
     }
+    // An earlier observation is no request either, wherever its exit code stands.
+    let mut again =
+        step("", "half.py:\nFAIL: test_half", json!({"search": "a", "replace": "b"}), "x");
+    let seen =
+        "-a\n+b\n$ python3 -m unittest\nRan 1 test in 0.0s\nFAILED (failures=1)\n[exit code: 1]";
+    again.messages.extend([
+        again.answer.clone(),
+        json!({"role": "user", "content": format!("{seen}\nhalf.py:\na\nb\nc\nd\nFAIL: test_half")}),
+    ]);
+    assert!(history::request(&again.messages).starts_with("half.py"));
+    let step_before = history::steps(&again.messages).next().unwrap();
+    assert!(step_before.results()[0].as_deref().is_some_and(|text| text.contains("FAILED")));
     let spoken = step("Answer as JSON.", "Go on.", json!({"action": "click Go #1"}), "No, stop.");
     assert_eq!(NextState::of(&spoken).said, ["No, stop."], "a person is nobody's output");
 }

@@ -38,7 +38,9 @@ fn call_of<'a>(case: &'a Case<'_>, result: &Observed) -> Option<&'a Call<'a>> {
 
 /// Whether a call only shows what somebody else wrote.
 fn shows(case: &Case<'_>, result: &Observed) -> bool {
-    call_of(case, result).is_some_and(|call| case.rules.calls.reads.is_match(&call.text()))
+    let calls = &case.rules.calls;
+    let reads = |text: &str| calls.reads.is_match(text) && !calls.edits.is_match(text);
+    call_of(case, result).is_some_and(|call| reads(&call.text()))
 }
 
 pub(super) fn outcome(case: &Case<'_>) -> Option<RuleVerdict> {

@@ -65,7 +65,8 @@ pub(super) fn pasted_error(case: &Case<'_>) -> Option<RuleVerdict> {
 /// The question that the answer was to answer, asked again in the same words.
 pub(super) fn rephrased(case: &Case<'_>) -> Option<RuleVerdict> {
     let [text] = case.next.said.as_slice() else { return None };
-    if !repeats(case.request(), text) {
+    // Beside a result it is a harness that repeats the task.
+    if !case.next.results.is_empty() || !repeats(case.request(), text) {
         return None;
     }
     // Who sends the same message all the time (a program, a quiz) does not complain by it.
