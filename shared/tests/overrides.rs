@@ -133,7 +133,7 @@ fn all_mistakes_of_all_files_are_said_at_once_with_their_lines() {
         assert!(text.contains(from), "{file} has no {from}");
         fs::write(dir.join(file), text.replace(from, to)).unwrap();
     };
-    edit("judges/chat.toml", "votes = 3", "votes = 99");
+    edit("gates/chat.toml", "margin = 0.02", "margin = 99");
     edit("routes/chat.toml", "gate = \"chat\"", "gate = \"nobody\"");
     edit("routes/completions.toml", "mode", "mood");
     let error = PolicySet::load(&dir).unwrap_err();
@@ -144,7 +144,7 @@ fn all_mistakes_of_all_files_are_said_at_once_with_their_lines() {
         let at = text.lines().position(|line| line.contains(word)).unwrap() + 1;
         format!("{file}, line {at}: ")
     };
-    assert!(said[0].starts_with(&line("judges/chat.toml", "votes = 99")), "{said:?}");
+    assert!(said[0].starts_with(&line("gates/chat.toml", "margin = 99")), "{said:?}");
     assert!(said[1].starts_with(&line("routes/completions.toml", "mood")), "{said:?}");
     assert!(said[2].starts_with(&line("routes/chat.toml", "nobody")), "{said:?}");
 }

@@ -98,6 +98,10 @@ fn problem(answer: &Value) -> String {
 }
 
 fn body(args: &FeedbackArgs) -> Result<Value, UsageError> {
+    // clap waives what an argument requires where something that excludes it was given.
+    if args.scale.is_some() && args.score.is_none() {
+        return Err(UsageError("--scale goes with --score".to_owned()));
+    }
     let mut body = Map::new();
     let mut put = |name: &str, value: Option<Value>| {
         body.extend(value.map(|value| (name.to_owned(), value)));

@@ -98,10 +98,13 @@ fn killed(data: &DataDir, records: &[Record], segment_bytes_max: u64) -> PathBuf
     writer.dir().to_owned()
 }
 
+/// Long, because ingest also gives way to the other tests of this process.
+const WAIT_MAX: Duration = Duration::from_secs(120);
+
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(30), "waited in vain for: {what}");
+        assert!(start.elapsed() < WAIT_MAX, "waited in vain for: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
