@@ -23,10 +23,11 @@ const BROTLI: &str = "\
 
 const METHODS: &[&str] =
     &["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "QUERY", "BREW", "M-SEARCH"];
+/// None below `/models`: the door refuses most methods there.
 const TARGETS: &[&str] = &[
     "/",
-    "/v1/models",
-    "/v1/models/org%2Fname%20with%20space",
+    "/v1/batches",
+    "/v1/assistants/org%2Fname%20with%20space",
     "/v1/caf%C3%A9/%e2%82%ac?q=%2f+%20&&a=;",
     "/v1/a//b/./c/../d/",
     "/v1/files/file-abc/content?",
