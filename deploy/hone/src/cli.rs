@@ -421,7 +421,7 @@ pub struct BenchTrainerWorkerArgs {
 }
 
 /// Niceness of `hone trainer`, unless asked for another.
-const TRAINER_NICE: i32 = 10;
+const TRAINER_NICE: i32 = 19;
 
 /// `hone bench serving`
 #[derive(Debug, Clone, Args)]
