@@ -9,6 +9,7 @@
 //!   turn.
 //! * [`store`]: the SQLite database of turns, links, verdicts and rounds.
 //! * [`toggle`]: a route's learning mode, changed at run time, with an audit row.
+//! * [`text`]: the ends of a long text.
 //! * [`feedback`]: what people and programs say about an answer or an episode.
 //! * `wire`: parsers of request and response bodies. `link`: which turn a request continues.
 //! * `policy`: the TOML files that say what is learned. `registry`: adapter generations and
@@ -29,6 +30,7 @@ pub mod registry;
 pub mod secret;
 pub mod spool;
 pub mod store;
+pub mod text;
 pub mod toggle;
 pub mod turn;
 pub mod wire;

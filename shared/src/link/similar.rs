@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 
+use crate::text;
+
 /// Text compared, bytes of each side.
 const SIMILARITY_BYTES_MAX: usize = 64 * 1024;
 
@@ -16,11 +18,10 @@ pub(super) struct Grams {
 
 impl Grams {
     pub(super) fn of(text: &str) -> Self {
-        let clipped =
-            (0..=text.len().min(SIMILARITY_BYTES_MAX)).rev().find_map(|at| text.get(..at));
+        let clipped = text::head(text, SIMILARITY_BYTES_MAX);
         let mut grams = Self::default();
         let mut last = ['\0'; 2];
-        for (at, char) in clipped.unwrap_or_default().chars().enumerate() {
+        for (at, char) in clipped.chars().enumerate() {
             let [x, y] = last;
             if at >= 2 {
                 *grams.counts.entry([x, y, char]).or_default() += 1;

@@ -113,9 +113,6 @@ fn erase_verdicts(conn: &Connection, id: i64, turn_id: &str) -> Result<u64> {
     let others = others
         .query_map([turn_id], |row| row.get::<_, i64>(0))?
         .collect::<rusqlite::Result<Vec<_>>>()?;
-    let again = "UPDATE turns SET judged = 0
-                 WHERE id IN (SELECT turn FROM verdicts WHERE child = ?1)";
-    conn.prepare_cached(again)?.execute([turn_id])?;
     let said = "UPDATE feedback SET settled = 0
                 WHERE settled = 1 AND turn IN (SELECT turn FROM verdicts WHERE child = ?1)";
     conn.prepare_cached(said)?.execute([turn_id])?;
@@ -124,7 +121,7 @@ fn erase_verdicts(conn: &Connection, id: i64, turn_id: &str) -> Result<u64> {
     let sql = "DELETE FROM verdicts WHERE turn = ?1 OR child = ?2";
     let gone = conn.prepare_cached(sql)?.execute(params![id, turn_id])? as u64;
     for other in others {
-        facets::judged(conn, other, facets::UNJUDGED)?;
+        facets::unjudge(conn, other)?;
     }
     Ok(gone)
 }

@@ -91,6 +91,12 @@ pub(super) fn drop_unused(conn: &Connection) -> Result<()> {
     Ok(())
 }
 
+/// Takes a turn's verdict, which was deleted, from its flag and its facet: it waits to be judged.
+pub(super) fn unjudge(conn: &Connection, turn: i64) -> Result<()> {
+    conn.prepare_cached("UPDATE turns SET judged = 0 WHERE id = ?1")?.execute([turn])?;
+    judged(conn, turn, UNJUDGED)
+}
+
 /// Moves a turn to the facet of its verdict.
 pub(super) fn judged(conn: &Connection, turn: i64, verdict: i8) -> Result<()> {
     let sql = "SELECT route, tenant, outcome, coalesce(model, '') FROM turns WHERE id = ?1";

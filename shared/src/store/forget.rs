@@ -379,9 +379,7 @@ impl Store {
                 let mut delete = write.prepare_cached(sql)?;
                 let id = delete.query_row([turn.to_string()], |row| row.get::<_, i64>(0));
                 let Some(id) = id.optional()? else { continue };
-                let again = "UPDATE turns SET judged = 0 WHERE id = ?1";
-                write.prepare_cached(again)?.execute([id])?;
-                facets::judged(&write, id, facets::UNJUDGED)?;
+                facets::unjudge(&write, id)?;
                 erased += 1;
             }
             write.commit()?;

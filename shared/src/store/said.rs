@@ -137,8 +137,7 @@ pub(super) fn unsettle(conn: &Connection, turn: i64) -> Result<u64> {
     let sql = "DELETE FROM verdicts WHERE turn = ?1 AND (source = 'feedback' OR hints <> '[]')";
     let gone = conn.prepare_cached(sql)?.execute([turn])? as u64;
     if gone > 0 {
-        conn.prepare_cached("UPDATE turns SET judged = 0 WHERE id = ?1")?.execute([turn])?;
-        facets::judged(conn, turn, facets::UNJUDGED)?;
+        facets::unjudge(conn, turn)?;
     }
     let sql = "UPDATE feedback SET settled = 0
                WHERE turn = ?1 AND settled = 1 AND of_session = 0 AND kind <> 'outcome'";

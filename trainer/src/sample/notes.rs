@@ -8,9 +8,10 @@
 //! Invariant: what weighs nothing (nobody was authenticated) is as if it had not been said.
 
 use hone_shared::feedback::FeedbackKind;
-use hone_shared::store::{Store, StoreError, StoredTurn, VerdictRow};
+use hone_shared::store::{FeedbackRow, Store, StoreError, StoredTurn, VerdictRow};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Keys of `metadata` that name a task, most specific first.
 const TASK_KEYS: [&str; 3] = ["hone_task", "task_id", "task"];
@@ -33,49 +34,66 @@ pub struct Note {
     pub step: usize,
 }
 
+/// Tenant and session.
+type Session<'a> = (&'a str, &'a str);
+
+/// What is the same for all turns of a session, asked once.
+struct Episode {
+    outcome: Option<f64>,
+    /// `None`: not asked yet, for only steps need it.
+    process: Option<Vec<f64>>,
+}
+
 /// One note per turn of the pool.
 pub fn take(store: &Store, pool: &[(StoredTurn, VerdictRow)]) -> Result<Vec<Note>, StoreError> {
-    let mut outcomes: BTreeMap<(&str, &str), Option<f64>> = BTreeMap::new();
-    let mut processes: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
+    let mut episodes: BTreeMap<Session<'_>, Episode> = BTreeMap::new();
     let mut notes = Vec::with_capacity(pool.len());
     for (turn, _) in pool {
-        let session = (turn.tenant.as_str(), turn.session_id.as_str());
-        let outcome = match outcomes.get(&session) {
-            Some(known) => *known,
-            None => {
-                let found = store.outcome_of_session(session.0, session.1)?;
-                let value = found.filter(|row| row.weight > 0.0).and_then(|row| row.value);
-                outcomes.insert(session, value);
-                value
+        let session = session_of(turn);
+        let episode = match episodes.entry(session) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let outcome = store.outcome_of_session(session.0, session.1)?;
+                let outcome = outcome.filter(|row| row.weight > 0.0).and_then(|row| row.value);
+                new.insert(Episode { outcome, process: None })
             }
         };
-        let said = store.feedback_of_turn(turn.turn_id)?;
-        let demonstrated = |row: &&hone_shared::store::FeedbackRow| {
-            row.kind == FeedbackKind::Demonstration && row.weight > 0.0
+        let (outcome, task) = (episode.outcome, task(&turn.params));
+        let process = match &episode.process {
+            _ if outcome.is_none() && task.is_none() => Vec::new(),
+            Some(known) => known.clone(),
+            None => episode.process.insert(process(store, pool, session)?).clone(),
         };
-        let demonstration =
-            said.iter().rev().find(demonstrated).and_then(|row| row.message.clone());
-        let task = task(&turn.params);
-        let process = match (outcome.is_some() || task.is_some(), processes.get(&session)) {
-            (false, _) => Vec::new(),
-            (true, Some(known)) => known.clone(),
-            (true, None) => {
-                let stored = store.verdicts_of_session(session.0, session.1)?;
-                let mut found: Vec<f64> = stored.into_iter().map(f64::from).collect();
-                if found.is_empty() {
-                    // Forgotten since the pool was read: what the pool knows.
-                    let same = pool
-                        .iter()
-                        .filter(|(t, _)| (t.tenant.as_str(), t.session_id.as_str()) == session);
-                    found.extend(same.map(|(_, verdict)| f64::from(verdict.verdict)));
-                }
-                processes.insert(session, found.clone());
-                found
-            }
-        };
+        let demonstration = demonstration(store, turn)?;
         notes.push(Note { demonstration, outcome, process, task, step: step(&turn.messages) });
     }
     Ok(notes)
+}
+
+fn session_of(turn: &StoredTurn) -> Session<'_> {
+    (&turn.tenant, &turn.session_id)
+}
+
+/// The verdicts of a session as they are stored; where they were forgotten since the pool was read,
+/// what the pool knows.
+fn process(
+    store: &Store,
+    pool: &[(StoredTurn, VerdictRow)],
+    session: Session<'_>,
+) -> Result<Vec<f64>, StoreError> {
+    let mut found = store.verdicts_of_session(session.0, session.1)?;
+    if found.is_empty() {
+        let same = pool.iter().filter(|(turn, _)| session_of(turn) == session);
+        found.extend(same.map(|(_, verdict)| verdict.verdict));
+    }
+    Ok(found.into_iter().map(f64::from).collect())
+}
+
+/// The youngest that counts.
+fn demonstration(store: &Store, turn: &StoredTurn) -> Result<Option<Value>, StoreError> {
+    let said = store.feedback_of_turn(turn.turn_id)?;
+    let counts = |row: &&FeedbackRow| row.kind == FeedbackKind::Demonstration && row.weight > 0.0;
+    Ok(said.iter().rev().find(counts).and_then(|row| row.message.clone()))
 }
 
 fn task(params: &Value) -> Option<String> {

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use super::patterns::{Patterns, fold};
 use crate::policy::PolicyError;
 use crate::policy::limits::Checker;
+use crate::text;
 
 /// Bytes of a message that are read, half of them at its beginning, half at its end.
 const TEXT_BYTES_MAX: usize = 4096;
@@ -186,9 +187,7 @@ fn ends(text: &str) -> [&str; 2] {
     if text.len() <= TEXT_BYTES_MAX {
         return [text, ""];
     }
-    let head = (0..=TEXT_BYTES_MAX / 2).rev().find_map(|at| text.get(..at));
-    let tail = (text.len() - TEXT_BYTES_MAX / 2..text.len()).find_map(|at| text.get(at..));
-    [head.unwrap_or_default(), tail.unwrap_or_default()]
+    [text::head(text, TEXT_BYTES_MAX / 2), text::tail(text, TEXT_BYTES_MAX / 2)]
 }
 
 #[derive(Default, Deserialize)]

@@ -9,6 +9,7 @@ use super::history::{self, STEPS_MAX};
 use super::{NextState, page};
 use crate::judge::exchange::{Exchange, has_calls, role_of, text_of};
 use hone_shared::next_state::StateKind;
+use hone_shared::text;
 use regex::RegexSet;
 use std::sync::LazyLock;
 
@@ -72,7 +73,7 @@ const ROLE_BYTES_MAX: usize = 600;
 fn of_system(seen: &Exchange) -> Option<StateKind> {
     let message = seen.messages.first().filter(|m| matches!(role_of(m), "system" | "developer"))?;
     let text = text_of(message);
-    let head = (0..=ROLE_BYTES_MAX.min(text.len())).rev().find_map(|at| text.get(..at))?;
+    let head = text::head(&text, ROLE_BYTES_MAX);
     let at = ROLES.as_ref()?.matches(head).iter().next()?;
     ROLE_KINDS.get(at).copied()
 }

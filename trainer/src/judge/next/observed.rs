@@ -7,6 +7,7 @@ use super::call::Call;
 use super::suite::{self, TestRun};
 use super::{exit, images_of};
 use crate::judge::exchange::text_of;
+use hone_shared::text;
 use serde_json::Value;
 
 /// Bytes at the beginning and at the end of a result in which patterns look for errors.
@@ -58,10 +59,9 @@ impl Observed {
         if self.text.len() <= HEAD_BYTES_MAX + TAIL_BYTES_MAX {
             return self.text.clone();
         }
-        let head = (0..=HEAD_BYTES_MAX).rev().find_map(|at| self.text.get(..at));
-        let from = self.text.len() - TAIL_BYTES_MAX;
-        let tail = (from..self.text.len()).find_map(|at| self.text.get(at..));
-        format!("{}\n{}", head.unwrap_or_default(), tail.unwrap_or_default())
+        let (head, tail) =
+            (text::head(&self.text, HEAD_BYTES_MAX), text::tail(&self.text, TAIL_BYTES_MAX));
+        format!("{head}\n{tail}")
     }
 }
 

@@ -13,6 +13,7 @@ use crate::judge::next::call::Call;
 use crate::judge::next::observed::Observed;
 use crate::judge::next::page;
 use hone_shared::policy::RuleName;
+use hone_shared::text;
 
 /// Longest message that may be an environment's statement.
 const STATEMENT_BYTES_MAX: usize = 2_000;
@@ -82,9 +83,14 @@ pub(super) fn patch_rejected(case: &Case<'_>) -> Option<RuleVerdict> {
     Some(verdict(-1, RuleName::PatchRejected, told(&found.text)))
 }
 
+/// Whether a status speaks of a server or a limit, and not of the request.
+fn is_servers_fault(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500..=599)
+}
+
 /// Whether a fault is not the answer's.
 pub(super) fn is_outside(case: &Case<'_>, result: &Observed) -> bool {
-    matches!(result.http, Some(408 | 425 | 429 | 500..=599))
+    result.http.is_some_and(is_servers_fault)
         || case.rules.results.environment.is_match(&result.ends())
 }
 
@@ -227,15 +233,14 @@ fn says_outside(case: &Case<'_>, result: &Observed) -> bool {
     match (result.exit_code, result.is_error, result.http) {
         (Some(code), ..) => code != 0 && !shows(case, result) && list.is_match(&result.ends()),
         (None, Some(is_error), _) => is_error && is_outside(case, result),
-        (None, None, Some(408 | 425 | 429 | 500..=599)) => !shows_text(case, result),
+        (None, None, Some(status)) if is_servers_fault(status) => !shows_text(case, result),
         _ if result.text.trim_start().starts_with(['{', '[', '<']) => false,
         _ => {
             let line = result.text.trim_start().lines().next().unwrap_or_default();
-            let head = (0..=HEAD_BYTES_MAX.min(line.len())).rev().find_map(|at| line.get(..at));
             let one_line = result.text.trim().lines().count() == 1;
             !is_command
                 && one_line
-                && list.is_match(head.unwrap_or_default())
+                && list.is_match(text::head(line, HEAD_BYTES_MAX))
                 && !is_misnamed(case, result)
         }
     }
