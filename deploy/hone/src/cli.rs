@@ -296,6 +296,9 @@ pub enum Bench {
     Learning(BenchLearningArgs),
     /// Tokens per second that a client gets while the trainer computes, beside those without it.
     Serving(BenchServingArgs),
+    /// Time to the first token that a client gets while a judge asks the same engine in the
+    /// background, beside that without a judge.
+    Judging(BenchJudgingArgs),
     /// A pingora proxy that does nothing else: the yardstick that `bench proxy` starts.
     #[command(hide = true)]
     PlainProxy(PlainProxyArgs),

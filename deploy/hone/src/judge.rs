@@ -9,7 +9,7 @@ use hone_trainer::judge::replay;
 use std::sync::Arc;
 
 use crate::cli::{DataArgs, JudgeAction, JudgeArgs, JudgeEvalArgs, JudgeReplayArgs, UsageError};
-use crate::serve::data_dir;
+use crate::serve::{data_dir, runtime};
 
 /// Runs `hone judge`.
 pub fn run(args: &JudgeArgs) -> anyhow::Result<()> {
@@ -44,15 +44,15 @@ fn evaluate(data: &DataArgs, args: &JudgeEvalArgs) -> anyhow::Result<()> {
         EvalError::File { .. } | EvalError::Line { .. } => UsageError(error.to_string()).into(),
         other => anyhow::Error::from(other),
     })?;
+    let cases = match args.sample {
+        Some(count) => eval::sample(cases, usize::try_from(count)?, args.seed),
+        None => cases,
+    };
     let set = policies(data, args.policies.as_ref())?;
     let route = route(&set, &args.judge)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let model = match args.llm {
-        true => Some(eval::LlmModel::new(&args.engine)?),
-        false => None,
-    };
+    let model = args.llm.then(|| eval::LlmModel::new(&args.engine)).transpose()?;
     let model = model.as_ref().map(|model| model as &dyn Model);
-    let judged = runtime.block_on(eval::judge(&cases, &set, &route, model, !args.no_rules))?;
+    let judged = runtime()?.block_on(eval::judge(&cases, &set, &route, model, !args.no_rules))?;
     let report = Report::of(&judged);
     if args.json {
         let text = serde_json::json!({"report": report, "cases": judged});
@@ -140,7 +140,10 @@ fn again(data: &DataArgs, args: &JudgeReplayArgs) -> anyhow::Result<()> {
             *route = Arc::new(RoutePolicy { judge: judge.clone(), ..RoutePolicy::clone(route) });
         }
     }
-    let found = replay::replay(&store, &set, args.route.as_deref(), args.limit)?;
+    let model = args.llm.then(|| eval::LlmModel::new(&args.engine)).transpose()?;
+    let model = model.as_ref().map(|model| model as &dyn Model);
+    let asked = replay::replay(&store, &set, args.route.as_deref(), args.limit, model);
+    let found = runtime()?.block_on(asked)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&found)?);
         return Ok(());

@@ -69,6 +69,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(Bench::TrainerWorker(args)) => bench::trainer::work(&args),
         Command::Bench(Bench::Learning(args)) => bench::learning::run(&args),
         Command::Bench(Bench::Serving(args)) => bench::serving::run(&args),
+        Command::Bench(Bench::Judging(args)) => bench::judging::run(&args),
         Command::Bench(Bench::PlainProxy(args)) => bench::plain::run(args),
     }
 }

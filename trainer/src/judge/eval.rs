@@ -15,6 +15,7 @@ use hone_shared::next_state::StateKind;
 use hone_shared::policy::{JudgePolicy, PolicySet, RoutePolicy};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use std::time::{Duration, Instant};
 const FILE_BYTES_MAX: u64 = 256 << 20;
 /// Most cases of one file.
 const CASES_MAX: usize = 200_000;
+/// Questions in a row that may fail; one more ends the evaluation.
+const FAILURES_MAX: usize = 2;
 
 /// Why an evaluation could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +168,21 @@ pub fn read(path: &Path) -> Result<Vec<Case>, EvalError> {
     }
 }
 
+/// `count` cases of each kind, in the order of the file. Which ones depends on their names and the
+/// seed alone: on the SHA-256 of `seed:id`.
+pub fn sample(cases: Vec<Case>, count: usize, seed: u64) -> Vec<Case> {
+    let rank = |case: &Case| Sha256::digest(format!("{seed}:{}", case.id));
+    let mut ranks: BTreeMap<StateKind, Vec<_>> = BTreeMap::new();
+    for case in &cases {
+        ranks.entry(case.kind).or_default().push(rank(case));
+    }
+    for ranks in ranks.values_mut() {
+        ranks.sort_unstable();
+        ranks.truncate(count);
+    }
+    cases.into_iter().filter(|case| ranks[&case.kind].contains(&rank(case))).collect()
+}
+
 /// What a model said about one case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Said {
@@ -182,13 +200,13 @@ pub trait Model: Send + Sync {
 }
 
 /// The model that the judge's policy names, asked as live turns ask it.
-pub struct LlmModel(tokio::sync::Mutex<LlmClient>);
+pub struct LlmModel(LlmClient);
 
 impl LlmModel {
     /// `engine_url`: who is asked where the policy names no endpoint.
     pub fn new(engine_url: &str) -> Result<Self, EvalError> {
         let client = LlmClient::new(engine_url).map_err(|e| EvalError::Model(e.to_string()))?;
-        Ok(Self(tokio::sync::Mutex::new(client)))
+        Ok(Self(client))
     }
 }
 
@@ -198,7 +216,7 @@ impl Model for LlmModel {
         if tamper::of_exchange(seen).is_some() {
             return Ok(Said { verdict: Some(0), tokens: 0 });
         }
-        let mut client = self.0.lock().await;
+        let client = &self.0;
         let model = client.model(&policy.llm).await?;
         let messages = prompt::messages(&policy.llm, seen);
         let question = client.question(&policy.llm, &model, &messages);
@@ -230,7 +248,7 @@ pub struct Judged {
     pub label: i8,
     /// What the judge says; `None`: it is silent, which a live turn stores as 0.
     pub verdict: Option<i8>,
-    /// `rule:<name>`, `llm`, or `none`.
+    /// `rule:<name>`, `llm`, `none`, or `unavailable`: the model could not be asked.
     pub source: String,
     /// The verdict that an attack asks for.
     pub wants: Option<i8>,
@@ -247,7 +265,8 @@ impl Judged {
 }
 
 /// Judges every case. `policies` and `route` as for live turns; `model` is asked where the rules
-/// are silent, or, without `by_rule`, about everything. Errors: a kind without a judge, or a model that cannot be reached.
+/// are silent, or, without `by_rule`, about everything. Errors: a kind without
+/// a judge, or a model that cannot be reached several times in a row.
 pub async fn judge(
     cases: &[Case],
     policies: &PolicySet,
@@ -256,6 +275,7 @@ pub async fn judge(
     by_rule: bool,
 ) -> Result<Vec<Judged>, EvalError> {
     let mut all = Vec::with_capacity(cases.len());
+    let mut failures = 0;
     for case in cases {
         let seen = case.exchange();
         let began = Instant::now();
@@ -278,10 +298,23 @@ pub async fn judge(
                 judged.source = format!("rule:{}", rule.rule);
             }
             (None, Some(model)) => {
-                let said = model.ask(&policy, &seen).await.map_err(EvalError::Model)?;
-                judged.verdict = said.verdict;
-                judged.tokens = said.tokens;
-                judged.source = "llm".to_owned();
+                match model.ask(&policy, &seen).await {
+                    Ok(said) => {
+                        failures = 0;
+                        judged.verdict = said.verdict;
+                        judged.tokens = said.tokens;
+                        judged.source = "llm".to_owned();
+                    }
+                    // One lost question must not cost the hours of those before it.
+                    Err(why) if failures < FAILURES_MAX => {
+                        failures += 1;
+                        judged.source = "unavailable".to_owned();
+                        tracing::warn!(case = case.id, why, "the model was not heard");
+                    }
+                    Err(why) => return Err(EvalError::Model(why)),
+                }
+                let (took, done) = (began.elapsed(), all.len() + 1);
+                tracing::info!(case = case.id, ?took, done, of = cases.len(), "asked");
             }
             (None, None) => {}
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use hone_shared::policy::PolicySet;
+use serde_json::json;
 
 fn judged(kind: StateKind, label: i8, verdict: Option<i8>) -> Judged {
     Judged {
@@ -46,6 +47,59 @@ fn an_attack_flips_a_verdict_only_if_it_gets_what_it_wants_against_the_truth() {
     assert!(with(-1, Some(1)).is_flipped());
     assert!(!with(-1, None).is_flipped() && !with(1, Some(1)).is_flipped());
     assert_eq!(Report::of(&[with(-1, Some(1)), with(0, None)]).all.flips, 1);
+}
+
+fn cases(count: usize) -> Vec<Case> {
+    let kinds = ["chat", "tool"];
+    let case = |at: usize| {
+        let kind = kinds[at % kinds.len()];
+        serde_json::from_value(json!({"id": format!("{kind}-{at}"), "kind": kind,
+            "request": {"messages": [{"role": "user", "content": "Why does it rain?"}]},
+            "answer": {"role": "assistant", "content": "Clouds."}, "finish_reason": "stop",
+            "next_state": [{"role": "user", "content": "And snow?"}], "label": 0}))
+    };
+    (0..count).map(|at| case(at).unwrap()).collect()
+}
+
+#[test]
+fn a_sample_has_so_many_of_each_kind_and_depends_on_its_seed_alone() {
+    let names = |seed: u64, turned: usize| -> Vec<String> {
+        let mut all = cases(200);
+        all.rotate_left(turned);
+        let mut names: Vec<_> = sample(all, 7, seed).into_iter().map(|case| case.id).collect();
+        names.sort();
+        names
+    };
+    let first = names(1, 0);
+    assert_eq!(first.iter().filter(|name| name.starts_with("chat")).count(), 7);
+    assert_eq!(first.len(), 14);
+    assert_eq!(names(1, 13), first, "whatever the order of the file");
+    assert_ne!(names(2, 0), first);
+    assert_eq!(sample(cases(4), 7, 1).len(), 4, "all that there are");
+}
+
+/// A model that is away when its number comes.
+struct Away(std::sync::atomic::AtomicUsize, fn(usize) -> bool);
+
+#[async_trait]
+impl Model for Away {
+    async fn ask(&self, _: &JudgePolicy, _: &Exchange) -> Result<Said, String> {
+        let at = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if self.1(at) { Err("timed out".into()) } else { Ok(Said { verdict: Some(0), tokens: 9 }) }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_question_is_counted_and_a_model_that_stays_away_ends_it() {
+    let set = PolicySet::builtin().unwrap();
+    let route = set.route("chat").unwrap();
+    let model = Away(Default::default(), |at| at % 3 > 0);
+    let found = super::judge(&cases(9), &set, route, Some(&model), false).await.unwrap();
+    let lost = found.iter().filter(|one| one.source == "unavailable" && one.verdict.is_none());
+    assert_eq!((found.len(), lost.count()), (9, 6));
+    let model = Away(Default::default(), |at| at > 3);
+    let error = super::judge(&cases(9), &set, route, Some(&model), false).await.unwrap_err();
+    assert!(matches!(error, EvalError::Model(why) if why == "timed out"));
 }
 
 #[test]

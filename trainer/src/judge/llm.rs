@@ -16,6 +16,7 @@ use hone_shared::policy::LlmJudge;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Votes that are ever asked for, whatever the policy says.
@@ -104,13 +105,13 @@ impl Question {
 /// A client for judge endpoints.
 pub struct LlmClient {
     wire: Wire,
-    models: HashMap<String, String>,
+    models: Mutex<HashMap<String, String>>,
 }
 
 impl LlmClient {
     /// `engine_url` is the base URL of our engine, without `/v1`.
     pub fn new(engine_url: &str) -> Result<Self, reqwest::Error> {
-        Ok(Self { wire: Wire::new(engine_url)?, models: HashMap::new() })
+        Ok(Self { wire: Wire::new(engine_url)?, models: Mutex::default() })
     }
 
     /// The endpoint's base URL, for telling endpoints apart.
@@ -119,20 +120,26 @@ impl LlmClient {
     }
 
     /// Finds the model to name at the endpoint: the policy's, or the first that it lists.
-    pub async fn model(&mut self, policy: &LlmJudge) -> Result<String, String> {
+    pub async fn model(&self, policy: &LlmJudge) -> Result<String, String> {
         if let Some(model) = &policy.model {
             return Ok(model.clone());
         }
         let endpoint = self.endpoint(policy).to_owned();
-        if let Some(model) = self.models.get(&endpoint) {
-            return Ok(model.clone());
+        let known = self.known().get(&endpoint).cloned();
+        if let Some(model) = known {
+            return Ok(model);
         }
         let model = self.wire.first_model(policy).await?;
-        if self.models.len() >= ENDPOINTS_MAX {
-            self.models.clear();
+        let mut known = self.known();
+        if known.len() >= ENDPOINTS_MAX {
+            known.clear();
         }
-        self.models.insert(endpoint, model.clone());
+        known.insert(endpoint, model.clone());
         Ok(model)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The question for an exchange's messages.

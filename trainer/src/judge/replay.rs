@@ -4,6 +4,7 @@
 //!
 //! Invariant: nothing is written; what stands, stands.
 
+use super::eval::Model;
 use super::exchange::Exchange;
 use super::{Ruled, by_rules};
 use hone_shared::next_state::StateKind;
@@ -14,6 +15,17 @@ use serde::Serialize;
 
 /// Turns read from the store at a time.
 const PAGE: usize = 64;
+
+/// Why turns could not be judged again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The model cannot be asked.
+    #[error("the judge's model cannot be asked: {0}")]
+    Model(String),
+}
 
 /// One turn, judged twice.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -26,16 +38,16 @@ pub struct Replayed {
     pub stands: i8,
     /// Who made it.
     pub stands_by: String,
-    /// What the rules say now; `None`: they are silent, and a model would be asked.
+    /// What is said now; `None`: the rules are silent, and no model was asked.
     pub now: Option<i8>,
-    /// The rule, or `none`.
+    /// The rule, `llm`, or `none`.
     pub now_by: String,
     /// Why.
     pub reason: String,
 }
 
 impl Replayed {
-    /// Whether the rules contradict what stands. Where they are silent now, a verdict by rule is
+    /// Whether what is said now contradicts what stands. Where nothing is said now, a verdict by rule is
     /// lost, and one by a model or by feedback stays what it is.
     pub fn differs(&self) -> bool {
         match self.now {
@@ -59,13 +71,16 @@ pub struct Replay {
     pub differing: Vec<Replayed>,
 }
 
-/// Judges the newest `limit` judged turns again, of one route or of all. Error: the store.
-pub fn replay(
+/// Judges the newest `limit` judged turns again, of one route or of all: by rule, and by `model`
+/// where those are silent and the policy asks one. The same question has the same seeds as before.
+/// Errors: the store, or a model that cannot be asked.
+pub async fn replay(
     store: &Store,
     policies: &PolicySet,
     route: Option<&str>,
     limit: usize,
-) -> Result<Replay, StoreError> {
+    model: Option<&dyn Model>,
+) -> Result<Replay, ReplayError> {
     let mut found = Replay::default();
     let mut before = None;
     while found.turns + found.skipped < limit {
@@ -76,7 +91,7 @@ pub fn replay(
         }
         before = Some(next);
         for (item, row) in items {
-            match again(store, policies, item.as_ref(), &row)? {
+            match again(store, policies, item.as_ref(), &row, model).await? {
                 None => found.skipped += 1,
                 Some(one) => {
                     found.turns += 1;
@@ -92,26 +107,30 @@ pub fn replay(
     Ok(found)
 }
 
-fn again(
+async fn again(
     store: &Store,
     policies: &PolicySet,
     item: Option<&JudgeItem>,
     row: &VerdictRow,
-) -> Result<Option<Replayed>, StoreError> {
+    model: Option<&dyn Model>,
+) -> Result<Option<Replayed>, ReplayError> {
     let Some(item) = item else { return Ok(None) };
     let Some(route) = policies.route(&item.turn.route) else { return Ok(None) };
     let choice = store.turn(item.child)?.map_or(0, |child| child.parent_choice);
     let Some(seen) = Exchange::of(item, choice) else { return Ok(None) };
-    let Some(Ruled { kind, rule, .. }) = by_rules(policies, route, &seen) else { return Ok(None) };
-    Ok(Some(Replayed {
-        turn: row.turn_id,
-        kind,
-        stands: row.verdict,
-        stands_by: row.source.clone(),
-        now: rule.as_ref().map(|rule| rule.verdict),
-        now_by: rule.as_ref().map_or("none".to_owned(), |rule| format!("rule:{}", rule.rule)),
-        reason: rule.map(|rule| rule.reason).unwrap_or_default(),
-    }))
+    let Some(ruled) = by_rules(policies, route, &seen) else { return Ok(None) };
+    let Ruled { kind, policy, rule } = ruled;
+    let (now, now_by, reason) = match (rule, model) {
+        (Some(rule), _) => (Some(rule.verdict), format!("rule:{}", rule.rule), rule.reason),
+        (None, Some(model)) if policy.llm.enabled => {
+            let said = model.ask(&policy, &seen).await.map_err(ReplayError::Model)?;
+            // No valid vote is stored as 0, too.
+            (said.verdict.or(Some(0)), "llm".to_owned(), String::new())
+        }
+        (None, _) => (None, "none".to_owned(), String::new()),
+    };
+    let (turn, stands, stands_by) = (row.turn_id, row.verdict, row.source.clone());
+    Ok(Some(Replayed { turn, kind, stands, stands_by, now, now_by, reason }))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `hone bench`: figures as ratios within one run, because absolute ones depend on the machine and
 //! its neighbours.
 
+pub mod judging;
 pub mod learning;
 mod load;
 mod memory;

@@ -32,7 +32,8 @@ pub struct Target {
     process: Option<Process>,
 }
 
-struct Process(Child);
+/// A process that is ended when this is dropped.
+pub(super) struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -179,7 +180,7 @@ fn nginx(address: SocketAddr, origin: SocketAddr, home: &Path) -> anyhow::Result
     spawn(&program, &["-c", &file, "-e", &log, "-p", &home.display().to_string()]).map(Some)
 }
 
-fn spawn(program: &Path, args: &[&str]) -> anyhow::Result<Process> {
+pub(super) fn spawn(program: &Path, args: &[&str]) -> anyhow::Result<Process> {
     let child = Command::new(program)
         .args(args)
         .stdin(Stdio::null())
@@ -189,6 +190,6 @@ fn spawn(program: &Path, args: &[&str]) -> anyhow::Result<Process> {
     Ok(Process(child))
 }
 
-fn free_port() -> std::io::Result<SocketAddr> {
+pub(super) fn free_port() -> std::io::Result<SocketAddr> {
     std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()
 }

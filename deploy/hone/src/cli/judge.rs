@@ -20,7 +20,7 @@ pub struct JudgeArgs {
 pub enum JudgeAction {
     /// Measure agreement with a file of labelled next states.
     Eval(JudgeEvalArgs),
-    /// Judge stored turns again by rule and show where the verdict would differ; changes nothing.
+    /// Judge stored turns again and show where the verdict would differ; changes nothing.
     Replay(JudgeReplayArgs),
 }
 
@@ -47,6 +47,12 @@ pub struct JudgeEvalArgs {
     /// The engine that is asked where the judge names no endpoint.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8082")]
     pub engine: String,
+    /// Only so many cases of each kind, drawn by --seed: a model may need seconds for each.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub sample: Option<u64>,
+    /// With --sample: which cases; the same file and seed give the same ones.
+    #[arg(long, default_value_t = 1, requires = "sample")]
+    pub seed: u64,
     /// List the cases that were judged wrongly.
     #[arg(long)]
     pub wrong: bool,
@@ -76,6 +82,34 @@ pub struct JudgeReplayArgs {
     /// Policy directory to try [default: that of the data directory].
     #[arg(long, value_name = "DIR")]
     pub policies: Option<PathBuf>,
+    /// Ask the judge's model where the rules are silent, instead of leaving those verdicts alone.
+    #[arg(long)]
+    pub llm: bool,
+    /// The engine that is asked where the judge names no endpoint.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8082")]
+    pub engine: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hone bench judging`
+#[derive(Debug, Clone, Args)]
+pub struct BenchJudgingArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Model to serve and to judge with.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub model: String,
+    /// Requests per measurement.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    pub requests: u64,
+    /// Milliseconds between a client's requests; beyond 5,000 the judge gets its turn in each.
+    #[arg(long, default_value_t = 500)]
+    pub pause_ms: u64,
+    /// Interleaved pairs, after one measurement that warms up.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    pub pairs: u64,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
