@@ -298,6 +298,56 @@ fn a_judge_rests_on_another_and_replaces_single_lists() {
     assert!(error.contains("\"gui\""), "a route with `auto` needs all kinds: {error}");
 }
 
+/// The problems of the built-in policies with `from` replaced in the judge of chats, which five
+/// others extend, and `more` at the end of the judge of tools.
+fn problems_with(from: &str, to: &str, more: &str) -> Vec<String> {
+    let builtin = builtin_files().iter().map(|(path, text)| match *path {
+        "judges/chat.toml" => {
+            assert!(text.contains(from), "{from}");
+            (*path, text.replacen(from, to, 1))
+        }
+        "judges/tool.toml" => (*path, format!("{text}{more}")),
+        _ => (*path, (*text).to_owned()),
+    });
+    let files: Vec<(&str, String)> = builtin.collect();
+    let files = files.iter().map(|(path, text)| (*path, text.as_str()));
+    let error = PolicySet::from_files(files).unwrap_err();
+    error.each().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn one_mistake_in_a_judge_that_others_extend_is_one_problem_with_its_file_and_line() {
+    for (from, to) in [
+        ("votes = 3", "votes = 99"),                    // out of range
+        ("votes = 3", "votes = \"three\""),             // of another type
+        ("votes = 3", "votes ="),                       // no TOML
+        ("votes_valid_min = 1", "votes_valid_min = 5"), // does not fit its neighbour
+        ("{next_state}", ""),                           // a placeholder is missing
+    ] {
+        let problems = problems_with(from, to, "");
+        let [one] = problems.as_slice() else { panic!("{to}: {problems:#?}") };
+        assert!(one.starts_with("judges/chat.toml, line "), "{to}: {one}");
+    }
+}
+
+#[test]
+fn a_judges_own_mistake_is_told_beside_that_of_the_judge_below_it() {
+    let problems = problems_with("votes = 3", "votes = 99", "\n[hint]\nnonsense = 1\n");
+    let files: Vec<_> = problems.iter().map(|one| one.split(',').next().unwrap()).collect();
+    assert_eq!(files, ["judges/chat.toml", "judges/tool.toml"], "{problems:#?}");
+    // What only does not fit together is the upper one's.
+    let above = "\n[llm]\nvotes_valid_min = 7\n";
+    let problems = problems_with("votes = 3", "votes = 4", above);
+    assert!(matches!(problems.as_slice(), [one] if one.starts_with("judges/tool.toml")));
+}
+
+#[test]
+fn judges_in_a_circle_are_refused() {
+    let files = [("judges/a.toml", "extends = \"b\""), ("judges/b.toml", "extends = \"a\"")];
+    let error = PolicySet::from_files(files).unwrap_err();
+    assert_eq!(error.each().len(), 2, "{error}");
+}
+
 #[test]
 fn a_judge_file_from_before_there_were_kinds_is_still_valid() {
     let old = "[rules]\nexit_code = true\nrepeat_calls_max = 2\ntruncated_is_negative = false\n\

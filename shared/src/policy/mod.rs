@@ -15,6 +15,7 @@
 
 mod builtin;
 mod gate;
+mod inherited;
 mod judge;
 mod limits;
 mod locate;
@@ -207,8 +208,9 @@ impl PolicySet {
                 }
                 Ok(())
             });
-            problems.extend(parsed.err().map(|error| locate::add_line(error, text)));
+            problems.extend(parsed.err().map(|error| (*path, locate::add_line(error, text))));
         }
+        let mut problems = inherited::each_once(problems, &judge_texts);
         routes.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.name.cmp(&b.name)));
         for route in &routes {
             problems.extend(check_name(route, "gate", &route.gate, &files).err());
