@@ -107,7 +107,7 @@ async fn a_failed_call_may_be_made_again_and_a_wrong_answer_ends_the_question() 
     assert_eq!(empty.text, "no rows");
     assert!(tools.form().tools.is_empty(), "now an answer is wanted");
     let wrong = act(&mut tools, None, &[("answer", "-1")]).await;
-    assert!(!wrong.progress && tools.prompt().starts_with("That is wrong."));
+    assert!(!wrong.progress && tools.prompt().starts_with("Checker: wrong.\n"));
     let call = tools.oracle();
     assert!(tools.act(&call).await.unwrap().progress);
     let answer = tools.oracle();

@@ -2,7 +2,7 @@
 //!
 //! A hint becomes an instruction of the teacher, so it is looked at harder than a verdict: its length
 //! (the policy's, and at most [`SENTENCES_MAX`] sentences), that it is no echo of the answer, that it
-//! holds no secret and no personal data, that it does not speak to the judge or the trainer, and that
+//! holds no secret and no personal data, that it says more than "wrong", that it does not speak to the judge or the trainer, and that
 //! it does not ask for the opposite of a hint that its session has already ([`against`]).
 //!
 //! Invariant: at most `count_max` (never more than 3) hints, no two alike, none of them a piece of the
@@ -44,6 +44,78 @@ const AXES: &[[&[&str]; 2]] = &[
     [&["in english"], &["in german", "auf deutsch", "in french", "in spanish", "in italian"]],
 ];
 
+/// Words that reject an answer and say nothing of how it should have been.
+const REJECTION: &[&str] = &[
+    "a",
+    "again",
+    "all",
+    "and",
+    "answer",
+    "are",
+    "asked",
+    "bad",
+    "but",
+    "correct",
+    "did",
+    "does",
+    "doesn",
+    "don",
+    "fails",
+    "failing",
+    "false",
+    "for",
+    "hm",
+    "hmm",
+    "i",
+    "incorrect",
+    "is",
+    "isn",
+    "it",
+    "just",
+    "meant",
+    "mistake",
+    "no",
+    "nope",
+    "nonsense",
+    "not",
+    "ok",
+    "please",
+    "reply",
+    "response",
+    "right",
+    "s",
+    "simply",
+    "so",
+    "sorry",
+    "still",
+    "t",
+    "thanks",
+    "that",
+    "the",
+    "this",
+    "totally",
+    "true",
+    "try",
+    "want",
+    "wanted",
+    "was",
+    "what",
+    "work",
+    "works",
+    "wrong",
+    "you",
+    "your",
+    "das",
+    "ist",
+    "es",
+    "falsch",
+    "leider",
+    "nein",
+    "nicht",
+    "richtig",
+    "stimmt",
+];
+
 static PRIVATE: LazyLock<Redactor> = LazyLock::new(|| {
     let rule = |(detector, name): &(Detector, &str)| {
         Rule::new(name, Search::Detector(*detector), "[private]", AppliesTo::default())
@@ -81,6 +153,9 @@ pub fn accept(
 pub fn fault(hint: &str, answer: &str) -> Option<&'static str> {
     if sentences(hint) > SENTENCES_MAX {
         return Some("too many sentences");
+    }
+    if words(hint).iter().all(|word| REJECTION.contains(&word.as_str())) {
+        return Some("a rejection that says nothing of what was wanted");
     }
     if echoes(hint, answer) {
         return Some("an echo of the answer");
@@ -183,6 +258,17 @@ mod tests {
         let answer = "Rain falls from clouds when droplets grow heavy.";
         assert!(kept(&["Rain falls from clouds when droplets grow heavy."], answer).is_empty());
         assert_eq!(kept(&["Say it in five words at most."], answer).len(), 1);
+    }
+
+    #[test]
+    fn a_bare_rejection_is_no_hint() {
+        for bare in ["That is wrong.", "No, that's still not right.", "That is not what I asked."] {
+            assert!(kept(&[bare], "Vienna.").is_empty(), "{bare}");
+        }
+        for hint in ["That is wrong, it is Canberra.", "Wrong unit, use metres.", "Not so formal!"]
+        {
+            assert_eq!(kept(&[hint], "Vienna.").len(), 1, "{hint}");
+        }
     }
 
     #[test]

@@ -77,7 +77,8 @@ impl Tools {
         self.right += usize::from(right);
         self.asked += 1;
         self.found = None;
-        self.remark = if right { "That is right, thanks." } else { "That is wrong." };
+        // In the voice of what checks, as rubrics know it: a person would say what was wrong.
+        self.remark = if right { "Checker: correct." } else { "Checker: wrong." };
         Seen { text: String::new(), image: None, progress: right }
     }
 
@@ -188,7 +189,7 @@ impl Environment for Tools {
         // After a call, its result speaks for itself.
         let question = self.question().filter(|_| self.found.is_none());
         let words = question.map_or_else(String::new, |q| format!("Question: {}", q.words));
-        format!("{} {words}", self.remark).trim().to_owned()
+        format!("{}\n{words}", self.remark).trim().to_owned()
     }
 
     fn done(&self) -> Option<bool> {
