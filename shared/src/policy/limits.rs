@@ -115,6 +115,7 @@ pub const LIMITS: &[Limit] = &[
     whole("judge.llm.history_chars_max", 1000.0, 0.0, 1e6, "characters of the history that are shown, newest first"),
     whole("judge.llm.tokens_per_hour_max", 1e6, 0.0, 1e12, "tokens per hour (UTC); 0 = unlimited"),
     whole("judge.llm.tokens_per_day_max", 1e7, 0.0, 1e12, "tokens in 24 hours; 0 = unlimited"),
+    whole("judge.llm.waiting_max", 65_536.0, 1.0, 1e6, "turns of a route in the model's queue; more stay in the store until there is room"),
     whole("judge.llm.answers_kept_max", 4096.0, 0.0, 1e6, "answers kept for the same question; 0 = none"),
     whole("judge.hint.chars_min", 10.0, 1.0, 10_000.0, "shorter hints are dropped"),
     whole("judge.hint.chars_max", 400.0, 10.0, 10_000.0, "longer hints are dropped"),

@@ -212,15 +212,29 @@ impl Store {
     /// Whole turns of a mode that trains, with a next state and no verdict yet; oldest first, at
     /// most `limit`.
     pub fn unjudged(&self, limit: usize) -> Result<Vec<JudgeItem>> {
+        let rows = self.unjudged_rows(0, limit)?.into_iter();
+        rows.filter_map(|row| self.unjudged_item(row).transpose()).collect()
+    }
+
+    /// The rows of such turns after row `after`, in order; reads an index alone.
+    pub fn unjudged_rows(&self, after: i64, limit: usize) -> Result<Vec<i64>> {
         let mut find = self.conn.prepare_cached(
-            "SELECT id FROM turns WHERE judgeable = 1 AND judged = 0 AND next_states > 0
-             ORDER BY id LIMIT ?1",
+            "SELECT id FROM turns INDEXED BY turns_to_judge
+             WHERE judgeable = 1 AND judged = 0 AND next_states > 0 AND id > ?1
+             ORDER BY id LIMIT ?2",
         )?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = find.query_map([limit], |row| row.get(0))?;
-        let ids = rows.collect::<rusqlite::Result<Vec<i64>>>()?;
-        let items = ids.into_iter().map(|id| self.judge_item(id));
-        items.filter_map(Result::transpose).collect()
+        let rows = find.query_map([after, limit], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The turn in such a row with its next state; `None`: it was judged or erased meanwhile.
+    pub fn unjudged_item(&self, row: i64) -> Result<Option<JudgeItem>> {
+        let mut waits = self.conn.prepare_cached(
+            "SELECT 1 FROM turns WHERE id = ?1 AND judgeable = 1 AND judged = 0
+             AND next_states > 0",
+        )?;
+        if waits.exists([row])? { self.judge_item(row) } else { Ok(None) }
     }
 
     /// Turns that have a verdict, newest first, with their next state if it is still there; of one

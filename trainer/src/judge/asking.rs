@@ -13,12 +13,17 @@
 
 use super::llm::{self, Answer, Asked};
 use super::parse::{self, Vote};
-use super::{Judge, JudgeError, MODEL_TURNS_AT_ONCE, Question, hint, prompt, rules, tamper};
+use super::{
+    Judge, JudgeError, LOOK_MS, MODEL_TURNS_AT_ONCE, MODEL_TURNS_PER_PASS, Question, Settled, hint,
+    prompt, rules, tamper,
+};
 use futures::StreamExt;
-use hone_shared::policy::{HintMode, LlmJudge};
+use hone_shared::policy::{HintMode, JudgePolicy, LlmJudge, PolicySet};
 use hone_shared::store::{AnswerKey, JudgeItem, LlmTrace, Store, VerdictRow};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::time::Duration;
 
 /// How long the engine is left alone after it served clients first.
 const YIELD_MS: i64 = 1_000;
@@ -41,43 +46,111 @@ struct Ready {
 }
 
 impl Judge {
-    /// Asks the model; turns that have to wait have no row, except those with a rule's verdict.
+    /// Asks the model about turns of its queues; rules go on meanwhile. Returns the verdicts
+    /// written by either.
     pub(super) async fn by_model(
         &mut self,
-        store: &mut Store,
-        questions: Vec<Question>,
-    ) -> Result<Vec<VerdictRow>, JudgeError> {
-        let mut ready = Vec::new();
-        let mut rows = Vec::new();
-        let mut planned = 0;
+        store: &Store,
+        policies: &PolicySet,
+    ) -> Result<usize, JudgeError> {
+        let (questions, mut judged) = self.questions(store, policies)?;
+        let (mut planned, mut ready) = (0, Vec::new());
         for question in questions {
             if let Some(why) = tamper::of_exchange(&question.seen) {
-                rows.push(self.tampered(store, &question, why)?);
+                let row = self.tampered(store, &question, why)?;
+                judged += self.write(store, &question, Some(row))?;
                 continue;
             }
             match self.prepare(store, question, &mut planned).await? {
                 Prepared::Ask(next) => ready.push(*next),
                 Prepared::Known(next, answer) => {
                     let asked = Asked { answer, tokens: Default::default(), duration_ms: 0 };
-                    rows.extend(self.settle(store, &next, asked)?);
+                    let row = self.settle(store, &next, asked)?;
+                    judged += self.write(store, &next.question, row)?;
                 }
-                Prepared::Wait(question) => rows.extend(self.without_model(store, &question)?),
+                Prepared::Wait(question) => {
+                    let row = self.without_model(store, &question)?;
+                    judged += self.write(store, &question, row)?;
+                }
             }
         }
-        let client = &self.client;
         // Our own engine serves one sequence at a time, and clients before us.
         let shared = ready.iter().any(|next| next.question.policy.llm.endpoint.is_none());
         let at_once = if shared { 1 } else { MODEL_TURNS_AT_ONCE };
-        let asked = futures::stream::iter(ready.into_iter().map(|next| async move {
+        let client = self.client.clone();
+        let client = &client;
+        let mut answers = futures::stream::iter(ready.into_iter().map(|next| async move {
             let asked = client.ask(&next.question.policy.llm, &next.asked).await;
             (next, asked)
-        }));
-        let answers: Vec<_> = asked.buffer_unordered(at_once).collect().await;
-        for (next, asked) in answers {
-            self.pay(store, &next, &asked)?;
-            rows.extend(self.settle(store, &next, asked)?);
+        }))
+        .buffer_unordered(at_once);
+        let every = Duration::from_millis(LOOK_MS);
+        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                answer = answers.next() => {
+                    let Some((next, asked)) = answer else { return Ok(judged) };
+                    self.pay(store, &next, &asked)?;
+                    let row = self.settle(store, &next, asked)?;
+                    judged += self.write(store, &next.question, row)?;
+                }
+                _ = look.tick() => judged += self.by_rules(store, policies)?,
+            }
         }
-        Ok(rows)
+    }
+
+    /// The next questions of the queues whose judges may be asked now, and how many of those turns
+    /// needed no model after all.
+    fn questions(
+        &mut self,
+        store: &Store,
+        policies: &PolicySet,
+    ) -> Result<(Vec<Question>, usize), JudgeError> {
+        let now_ms = self.clock.now_ms();
+        let mut open = HashSet::new();
+        for (name, judge) in &policies.judges {
+            let endpoint = self.client.endpoint(&judge.llm);
+            if self.backoff.open(endpoint, now_ms) && within_caps(store, name, judge, now_ms, 1)? {
+                open.insert(name.as_str());
+            }
+        }
+        let (mut questions, mut judged) = (Vec::new(), 0);
+        for (line, row) in self.waiting.picks(MODEL_TURNS_PER_PASS, |judge| open.contains(judge)) {
+            let item = store.unjudged_item(row)?;
+            match item.map(|item| self.by_rule(store, policies, row, item)).transpose()? {
+                Some(Settled::Ask(question)) => questions.push(*question),
+                // Judged by feedback, erased, or continued otherwise than before.
+                other => {
+                    self.waiting.settled(&line, row);
+                    if let Some(Settled::Verdict(verdict)) = other {
+                        judged += usize::from(store.insert_verdict(&verdict)?);
+                    }
+                }
+            }
+        }
+        Ok((questions, judged))
+    }
+
+    /// Writes a verdict and takes its turn off the queue; without one, the turn waits on, behind
+    /// others unless the endpoint is away from all of them. Returns the verdicts written.
+    fn write(
+        &mut self,
+        store: &Store,
+        question: &Question,
+        verdict: Option<VerdictRow>,
+    ) -> Result<usize, JudgeError> {
+        let (line, row) = (&question.line, question.row);
+        let Some(verdict) = verdict else {
+            let endpoint = self.client.endpoint(&question.policy.llm);
+            if self.backoff.open(endpoint, self.clock.now_ms()) {
+                self.waiting.later(line, row);
+            }
+            return Ok(0);
+        };
+        let new = store.insert_verdict(&verdict)?;
+        self.waiting.settled(line, row);
+        Ok(usize::from(new))
     }
 
     /// Finds the model, looks for an earlier answer and at the caps.
@@ -109,7 +182,7 @@ impl Judge {
         if let Some(Kept { valid, invalid }) = kept {
             return Ok(Prepared::Known(next, Answer::Votes { valid, invalid }));
         }
-        if !within_caps(store, &policy.name, &policy.llm, now_ms, *planned + cost)? {
+        if !within_caps(store, &policy.name, &policy, now_ms, *planned + cost)? {
             tracing::debug!(judge = policy.name, "the judge's tokens are used up; it waits");
             return Ok(Prepared::Wait(Box::new(next.question)));
         }
@@ -233,11 +306,12 @@ enum Prepared {
 fn within_caps(
     store: &Store,
     judge: &str,
-    policy: &LlmJudge,
+    policy: &JudgePolicy,
     now_ms: i64,
     tokens: u64,
 ) -> Result<bool, JudgeError> {
-    let caps = [policy.tokens_per_hour_max as u64, policy.tokens_per_day_max as u64];
+    let llm = &policy.llm;
+    let caps = [llm.tokens_per_hour_max as u64, llm.tokens_per_day_max as u64];
     if caps == [0, 0] {
         return Ok(true);
     }

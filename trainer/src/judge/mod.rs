@@ -1,12 +1,12 @@
 //! Judge: a verdict, and hints, for every turn that has a next state.
 //!
 //! ```text
-//! store.unjudged ─► rules ─► verdict                 (needs nothing outside this process)
-//!                     └────► model, m votes ─► verdict or "ask again later"
+//! store, no verdict ─► rules ─► verdict                 (needs nothing outside this process)
+//!                        └────► waiting ─► model, m votes ─► verdict or "ask again later"
 //! ```
-//! A pass first settles everything that rules can settle, then asks the model for at most
-//! [`MODEL_TURNS_PER_PASS`] turns. When the endpoint is down those turns stay unjudged in the store
-//! and the endpoint is left alone for a while; nothing else waits for it.
+//! A pass settles what rules can settle, then asks the model about at most [`MODEL_TURNS_PER_PASS`]
+//! turns of its queues ([`waiting`]); while it thinks, the rules go on. When an endpoint is down or a
+//! judge's tokens are used up, those turns stay unjudged in the store; nothing else waits for them.
 //!
 //! Invariant: a verdict is written once, with its votes and reasons; a turn is never judged from a
 //! failure of the judge.
@@ -25,6 +25,7 @@ pub mod replay;
 pub mod rules;
 pub mod tamper;
 pub mod visible;
+mod waiting;
 pub mod wire;
 
 use backoff::Backoff;
@@ -37,15 +38,14 @@ use llm::LlmClient;
 use rules::RuleVerdict;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use waiting::Waiting;
 
 /// Turns for which the model is asked in one pass.
 pub const MODEL_TURNS_PER_PASS: usize = 8;
 /// Questions to the model in flight at once; each is m requests.
 const MODEL_TURNS_AT_ONCE: usize = 2;
-/// New turns read from the store per pass, on top of those that wait for an endpoint.
-const TURNS_PER_PASS: usize = 64;
-/// Turns waiting for an endpoint that are looked past.
-const WAITING_MAX: usize = 4_096;
+/// While the model is asked, the rules look for new turns so often.
+const LOOK_MS: u64 = 500;
 
 /// Why a pass could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -63,20 +63,22 @@ pub enum JudgeError {
 pub struct PassReport {
     /// Verdicts written.
     pub judged: usize,
-    /// Turns left for later: endpoint down or not yet its turn.
+    /// Turns that are known to wait: for the model, or for their route to learn again.
     pub waiting: usize,
 }
 
 /// The judge of one trainer process.
 pub struct Judge {
-    client: LlmClient,
+    client: Arc<LlmClient>,
     backoff: Backoff,
-    waiting: usize,
+    waiting: Waiting,
     clock: Clock,
 }
 
 /// A turn that needs the model.
 struct Question {
+    line: waiting::Line,
+    row: i64,
     item: JudgeItem,
     seen: Exchange,
     kind: StateKind,
@@ -110,39 +112,48 @@ pub fn by_rules(policies: &PolicySet, route: &RoutePolicy, seen: &Exchange) -> O
 impl Judge {
     /// A judge whose default endpoint is the engine at `engine_url`.
     pub fn new(engine_url: &str, clock: Clock) -> Result<Self, JudgeError> {
-        let client = LlmClient::new(engine_url)?;
-        Ok(Self { client, backoff: Backoff::default(), waiting: 0, clock })
+        let client = Arc::new(LlmClient::new(engine_url)?);
+        Ok(Self { client, backoff: Backoff::default(), waiting: Waiting::default(), clock })
     }
 
-    /// One pass over what is unjudged.
+    /// One pass over what is unjudged. May be dropped at any point: what was not written is found
+    /// again.
     pub async fn pass(
         &mut self,
         store: &mut Store,
         policies: &PolicySet,
     ) -> Result<PassReport, JudgeError> {
-        let limit = TURNS_PER_PASS + self.waiting.min(WAITING_MAX);
-        let judged = feedback::pass(store, policies, &self.clock)?;
-        let mut report = PassReport { judged, ..PassReport::default() };
-        let mut questions = Vec::new();
-        for item in store.unjudged(limit)? {
-            match self.by_rule(store, policies, item)? {
-                Settled::Verdict(row) => report.judged += usize::from(store.insert_verdict(&row)?),
-                Settled::Ask(question) => questions.push(*question),
-                Settled::Leave => report.waiting += 1,
+        let mut judged = self.by_rules(store, policies)?;
+        judged += self.by_model(store, policies).await?;
+        Ok(PassReport { judged, waiting: self.waiting.len() })
+    }
+
+    /// Settles what needs no model, and puts the rest into its queue. Returns the verdicts written.
+    fn by_rules(&mut self, store: &Store, policies: &PolicySet) -> Result<usize, JudgeError> {
+        self.waiting.under(policies.version);
+        let mut judged = feedback::pass(store, policies, &self.clock)?;
+        for row in self.waiting.fresh(store)? {
+            let item = match store.unjudged_item(row) {
+                Ok(Some(item)) => item,
+                Ok(None) => continue,
+                // One that cannot be read must not hide all that come after it.
+                Err(error @ StoreError::Malformed { .. }) => {
+                    tracing::error!(row, %error, "a turn cannot be judged; it is left alone");
+                    self.waiting.leave(row);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            match self.by_rule(store, policies, row, item)? {
+                Settled::Verdict(verdict) => judged += usize::from(store.insert_verdict(&verdict)?),
+                Settled::Leave => self.waiting.leave(row),
+                Settled::Ask(question) => {
+                    let room = question.policy.llm.waiting_max;
+                    self.waiting.push(question.line, row, question.rule.is_some(), room);
+                }
             }
         }
-        report.waiting += questions.len();
-        let now = self.clock.now_ms();
-        let backoff = &self.backoff;
-        let client = &self.client;
-        questions.retain(|q| q.rule.is_some() || backoff.open(client.endpoint(&q.policy.llm), now));
-        questions.truncate(MODEL_TURNS_PER_PASS);
-        for row in self.by_model(store, questions).await? {
-            report.judged += usize::from(store.insert_verdict(&row)?);
-            report.waiting -= 1;
-        }
-        self.waiting = report.waiting;
-        Ok(report)
+        Ok(judged)
     }
 
     /// Settles a turn by rule, or says what is missing.
@@ -150,6 +161,7 @@ impl Judge {
         &self,
         store: &Store,
         policies: &PolicySet,
+        row: i64,
         item: JudgeItem,
     ) -> Result<Settled, JudgeError> {
         let route = policies.route(&item.turn.route).filter(|route| route.mode.trains());
@@ -167,17 +179,16 @@ impl Judge {
         };
         let wants_hint = policy.hint.mode == HintMode::Llm && policy.llm.enabled;
         match rule {
-            Some(rule) if rule.correction.is_some() && wants_hint => {
-                Ok(Settled::Ask(Box::new(Question { item, seen, kind, policy, rule: Some(rule) })))
-            }
-            Some(rule) => {
+            Some(rule) if !(rule.correction.is_some() && wants_hint) => {
                 let row = self.ruled(store, &item, &policy, (kind, &seen), &rule)?;
                 Ok(Settled::Verdict(Box::new(row)))
             }
-            None if policy.llm.enabled => {
-                Ok(Settled::Ask(Box::new(Question { item, seen, kind, policy, rule: None })))
+            rule if policy.llm.enabled => {
+                let line = (route.name.clone(), policy.name.clone());
+                let question = Question { line, row, item, seen, kind, policy, rule };
+                Ok(Settled::Ask(Box::new(question)))
             }
-            None => {
+            _ => {
                 let reason = "no rule applies and the model judge is off".to_owned();
                 let row =
                     self.row(&item, &policy, Some(kind), 0, "rule:none", reason, json!([]), vec![]);

@@ -27,6 +27,25 @@ pub fn conversation(
     parent
 }
 
+/// As [`conversation`], `count` times in one batch, with the number in the question; returns the
+/// first turns.
+pub fn many(store: &mut Store, count: usize, answer: &str, next: &str) -> Vec<TurnId> {
+    let (mut parents, mut turns) = (Vec::new(), Vec::new());
+    for at in 0..count {
+        let first = vec![message("user", &format!("Question {at}?"))];
+        let mut second = first.clone();
+        second.extend([message("assistant", answer), message("user", next)]);
+        let session = format!("many-{at}");
+        let (parent, asked) = turn(&session, &first, message("assistant", answer), &[]);
+        let (_, child) = turn(&session, &second, message("assistant", "As you wish."), &[]);
+        parents.push(parent);
+        turns.extend([asked, child]);
+    }
+    let pos = IngestPos { boot: "test".into(), segment: 0, offset: 0 };
+    assert_eq!(store.insert_batch(&turns, &pos).unwrap().linked, count as u64);
+    parents
+}
+
 /// Stores one turn, with further request headers; returns it and how many turns were linked.
 pub fn one(
     store: &mut Store,

@@ -54,6 +54,11 @@ impl Lab {
         insert::conversation(&mut self.store, session, question, answer, next)
     }
 
+    /// As [`Lab::add`], many times with different questions.
+    pub fn add_many(&mut self, count: usize, answer: &str, next: &str) -> Vec<TurnId> {
+        insert::many(&mut self.store, count, answer, next)
+    }
+
     /// Stores one turn with request headers; returns it and how many turns were linked.
     pub fn send(
         &mut self,

@@ -39,6 +39,8 @@ pub struct LlmJudge {
     pub tokens_per_hour_max: usize,
     /// Tokens in 24 hours; 0 = unlimited.
     pub tokens_per_day_max: usize,
+    /// Turns of a route in the model's queue; more stay in the store until there is room.
+    pub waiting_max: usize,
     /// Answers kept for the same question; 0 = none.
     pub answers_kept_max: usize,
     /// The prompt, with `{request} {history} {answer} {next_state} {fence}`.
@@ -91,6 +93,7 @@ pub(super) struct RawLlm {
     history_chars_max: Option<f64>,
     tokens_per_hour_max: Option<f64>,
     tokens_per_day_max: Option<f64>,
+    waiting_max: Option<f64>,
     answers_kept_max: Option<f64>,
     #[serde(default)]
     prompt: String,
@@ -138,6 +141,7 @@ impl RawLlm {
                 .count("judge.llm.tokens_per_hour_max", self.tokens_per_hour_max)?,
             tokens_per_day_max: check
                 .count("judge.llm.tokens_per_day_max", self.tokens_per_day_max)?,
+            waiting_max: check.count("judge.llm.waiting_max", self.waiting_max)?,
             answers_kept_max: check.count("judge.llm.answers_kept_max", self.answers_kept_max)?,
             prompt: self.prompt,
         };
