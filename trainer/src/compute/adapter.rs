@@ -10,6 +10,8 @@ use rayon::prelude::*;
 
 use super::kernels::{Linear, Outer, collect};
 use super::model::Model;
+use super::order;
+use super::scratch::Scratch;
 
 /// Projections with one input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,35 +63,50 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    /// Packs an adapter that [`Lora::fits`] the model.
-    pub(super) fn new(lora: &Lora, model: &Model) -> Packed {
-        let (rank, scale, precision) = (lora.rank, lora.scale(), model.precision);
-        let pack = |layer: &[Pair; 7], group: Group| {
-            let members = group.members();
-            let width = model.config.proj_shape(members[0]).1;
-            let stacked: Vec<f32> =
-                members.iter().flat_map(|proj| &layer[proj.index()].a).copied().collect();
-            let a = Linear::pack(&stacked, members.len() * rank, width, 1.0, precision);
-            let b = members.iter().map(|proj| {
-                let out = model.config.proj_shape(*proj).0;
-                let b = &layer[proj.index()].b;
-                Linear::pack(b, out, rank, scale, precision).keeping(true)
-            });
-            PackedGroup { a: a.keeping(true), b: b.collect() }
+    /// Room for adapters of one rank.
+    pub(super) fn new(model: &Model, rank: usize) -> Packed {
+        let blank = |outputs, inputs| Linear::blank(outputs, inputs, model.precision).keeping(true);
+        let group = |group: Group| {
+            let shapes = group.members().iter().map(|proj| model.config.proj_shape(*proj));
+            let width = model.config.proj_shape(group.members()[0]).1;
+            let b = shapes.map(|(out, _)| blank(out, rank)).collect();
+            PackedGroup { a: blank(group.members().len() * rank, width), b }
         };
-        let layers = lora.layers.par_iter().map(|l| Group::ALL.map(|group| pack(l, group)));
-        Packed { rank, scale, layers: layers.collect() }
+        let layers = (0..model.config.layers).map(|_| Group::ALL.map(group)).collect();
+        Packed { rank, scale: 1.0, layers }
+    }
+
+    /// Packs an adapter of this rank that [`Lora::fits`] the model, in the place of another.
+    pub(super) fn fill(&mut self, lora: &Lora) {
+        let scale = lora.scale();
+        self.scale = scale;
+        self.layers.par_iter_mut().zip(&lora.layers).for_each(|(groups, pairs)| {
+            for (group, PackedGroup { a, b }) in Group::ALL.into_iter().zip(groups) {
+                let members = || group.members().iter().map(|proj| &pairs[proj.index()]);
+                let mut stacked = Scratch::take(members().map(|pair| pair.a.len()).sum());
+                let mut rest = &mut *stacked;
+                for pair in members() {
+                    let (to, after) = rest.split_at_mut(pair.a.len());
+                    to.copy_from_slice(&pair.a);
+                    rest = after;
+                }
+                a.fill(&stacked, 1.0);
+                b.iter_mut().zip(members()).for_each(|(b, pair)| b.fill(&pair.b, scale));
+            }
+        });
     }
 }
 
 /// The gradient of a whole adapter while it is being collected.
 pub(super) struct Collector {
     layers: Vec<[Sums; 4]>,
-    rank: usize,
+    pub(super) rank: usize,
 }
 
 /// One group's gradient: A `(members · rank, in)`, and each member's B `(rank, out)`.
 struct Sums {
+    /// Nothing was collected yet: what stands here is arbitrary.
+    empty: bool,
     a: Vec<f32>,
     b: Vec<Vec<f32>>,
 }
@@ -114,40 +131,51 @@ impl Collector {
             let shapes = group.members().iter().map(|proj| model.config.proj_shape(*proj));
             let width = model.config.proj_shape(group.members()[0]).1;
             let a = vec![0.0; width * group.members().len() * rank];
-            Sums { a, b: shapes.map(|(out, _)| vec![0.0; out * rank]).collect() }
+            Sums { empty: true, a, b: shapes.map(|(out, _)| vec![0.0; out * rank]).collect() }
         };
         let layers = (0..model.config.layers).map(|_| Group::ALL.map(sums)).collect();
         Collector { layers, rank }
     }
 
-    /// Adds what some steps of layer `index` contribute, on the threads of the current pool:
-    /// `dA = eᵀ x` and `dB = s dyᵀ (A x)`.
-    pub(super) fn add(&mut self, index: usize, rows: usize, scale: f32, steps: &[Step<'_>]) {
+    /// Begins another gradient.
+    pub(super) fn reset(&mut self) {
+        self.layers.iter_mut().flatten().for_each(|sums| sums.empty = true);
+    }
+
+    /// What adds the contributions of some steps of layer `index`: `dA = eᵀ x` and
+    /// `dB = s dyᵀ (A x)`.
+    pub(super) fn add<'a>(
+        &'a mut self,
+        index: usize,
+        rows: usize,
+        scale: f32,
+        steps: &[Step<'a>],
+    ) -> Vec<order::Task<'a>> {
         let (rank, mut products) = (self.rank, Vec::new());
         for (group, sums) in Group::ALL.into_iter().zip(&mut self.layers[index]) {
             let Some(step) = steps.iter().find(|step| step.group == group) else { continue };
-            let columns = group.members().len() * rank;
+            let (columns, add) = (group.members().len() * rank, !std::mem::take(&mut sums.empty));
             let all = (step.e, columns, 0, columns, 1.0);
-            products.push(outer(&mut sums.a, step.input, all));
+            products.push(outer(&mut sums.a, add, step.input, all));
             for (i, (to, dy)) in sums.b.iter_mut().zip(&step.dy).enumerate() {
-                products.push(outer(to, dy, (step.h, columns, i * rank, rank, scale)));
+                products.push(outer(to, add, dy, (step.h, columns, i * rank, rank, scale)));
             }
         }
-        collect(rows, products);
+        collect(rows, products)
     }
 
     /// The gradient in the adapter's shapes. On the current pool.
-    pub(super) fn finish(self, like: &Lora) -> Lora {
+    pub(super) fn finish(&self, like: &Lora) -> Lora {
         let rank = self.rank;
-        let layers = self.layers.into_par_iter().map(|groups| {
+        let layers = self.layers.par_iter().map(|groups| {
             let mut pairs: [Pair; 7] = std::array::from_fn(|_| Pair { a: vec![], b: vec![] });
-            for (group, Sums { a, b }) in Group::ALL.into_iter().zip(groups) {
+            for (group, Sums { empty, a, b }) in Group::ALL.into_iter().zip(groups) {
                 let each = a.len() / group.members().len();
                 for ((proj, a), b) in group.members().iter().zip(a.chunks_exact(each)).zip(b) {
-                    let out = b.len() / rank;
-                    let column = |o: usize| b.iter().skip(o).step_by(out);
-                    let b = (0..out).flat_map(column).copied().collect();
-                    pairs[proj.index()] = Pair { a: a.to_vec(), b };
+                    pairs[proj.index()] = match empty {
+                        true => Pair { a: vec![0.0; a.len()], b: vec![0.0; b.len()] },
+                        false => Pair { a: a.to_vec(), b: turned(b, rank) },
+                    };
                 }
             }
             pairs
@@ -156,10 +184,21 @@ impl Collector {
     }
 }
 
+/// `(rank, out)` as `(out, rank)`.
+fn turned(from: &[f32], rank: usize) -> Vec<f32> {
+    let out = from.len() / rank;
+    let mut to = Vec::with_capacity(from.len());
+    for o in 0..out {
+        to.extend((0..rank).map(|r| from[r * out + o]));
+    }
+    to
+}
+
 fn outer<'a>(
     to: &'a mut [f32],
+    add: bool,
     left: &'a [f32],
     (right, stride, first, columns, scale): (&'a [f32], usize, usize, usize, f32),
 ) -> Outer<'a> {
-    Outer { to, left, right, stride, first, columns, scale }
+    Outer { to, add, left, right, stride, first, columns, scale }
 }

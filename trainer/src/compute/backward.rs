@@ -18,6 +18,7 @@ use super::forward::Pass;
 use super::kernels::{Linear, Out, Part, Rows, Turned, block_rows, multiply};
 use super::math;
 use super::model::Model;
+use super::order;
 use super::scratch::Scratch;
 use super::state::{State, Trail, cut, cut_all};
 
@@ -67,7 +68,7 @@ impl Backward<'_> {
     /// the residual stream before the final norm; `trail` is what the forward pass left.
     pub(super) fn run(
         &self,
-        mut dx: Vec<f32>,
+        dx: &mut [f32],
         trail: &mut Trail,
         buffers: &mut Buffers,
         to: &mut Collector,
@@ -80,15 +81,14 @@ impl Backward<'_> {
             }
             let s = self.pass.again(index, self.batch, trail);
             let weights = self.weights(index);
-            self.feed_forward(index, &dx, s, &weights, buffers);
+            self.feed_forward(index, dx, s, &weights, buffers);
             let Buffers { feed, attention, heads } = &mut *buffers;
             let [act, dgate, dup, normed, dmid, datt, e_down, e_gate, e_o] = &*feed;
             let (shape, precision) = (self.pass.heads(), self.pass.model.precision);
             let inputs = Inputs { shape, q: &s.q, k: &s.k, v: &s.v, precision };
-            heads.compute(inputs, Outputs { att: &s.att, lse: &s.lse, datt }, self.batch);
             let [_, h_o, h_gate, h_down] = &s.h;
             let steps = [
-                Step { group: Group::Down, input: act, e: e_down, h: h_down, dy: vec![&dx] },
+                Step { group: Group::Down, input: act, e: e_down, h: h_down, dy: vec![&*dx] },
                 Step {
                     group: Group::GateUp,
                     input: normed,
@@ -98,11 +98,16 @@ impl Backward<'_> {
                 },
                 Step { group: Group::O, input: &s.att, e: e_o, h: h_o, dy: vec![dmid] },
             ];
-            to.add(index, rows, self.adapter.scale, &steps);
-            self.attention(index, s, dmid, &weights, (&*heads, attention, &mut dx));
+            // Heads are few and long; what is collected fills the gap at their end.
+            let outputs = Outputs { att: &s.att, lse: &s.lse, datt };
+            let mut tasks = heads.compute(inputs, outputs, self.batch);
+            tasks.extend(to.add(index, rows, self.adapter.scale, &steps));
+            order::run(tasks);
+            self.attention(index, s, dmid, &weights, (&*heads, attention, &mut *dx));
             let [dq, dk, dv, normed, e] = &*attention;
             let (group, h, dy): (_, _, Vec<&[f32]>) = (Group::Qkv, &s.h[0], vec![dq, dk, dv]);
-            to.add(index, rows, self.adapter.scale, &[Step { group, input: normed, e, h, dy }]);
+            let step = Step { group, input: normed, e, h, dy };
+            order::run(to.add(index, rows, self.adapter.scale, &[step]));
         }
     }
 

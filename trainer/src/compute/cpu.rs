@@ -75,6 +75,10 @@ struct Room {
     trail: Trail,
     backward: Buffers,
     logits: Vec<Vec<f32>>,
+    packed: Option<Packed>,
+    collector: Option<Collector>,
+    x: Vec<f32>,
+    dx: Vec<f32>,
 }
 
 impl CpuCompute {
@@ -170,12 +174,22 @@ impl CpuCompute {
         Ok(())
     }
 
-    fn packed(&self, adapter: Option<&Lora>) -> Result<Option<Packed>, ComputeError> {
+    /// Packs an adapter where the last one of its rank was packed.
+    fn packed<'r>(
+        &self,
+        adapter: Option<&Lora>,
+        kept: &'r mut Option<Packed>,
+    ) -> Result<Option<&'r Packed>, ComputeError> {
         let Some(lora) = adapter else { return Ok(None) };
         if lora.rank == 0 || !lora.fits(&self.model.config) {
             return Err(ComputeError::AdapterShape);
         }
-        Ok(Some(self.pool.install(|| Packed::new(lora, &self.model))))
+        let packed = match kept.take().filter(|packed| packed.rank == lora.rank) {
+            Some(packed) => kept.insert(packed),
+            None => kept.insert(Packed::new(&self.model, lora.rank)),
+        };
+        self.pool.install(|| packed.fill(lora));
+        Ok(Some(packed))
     }
 
     /// Checks that what is asked fits the sequences, the model and the vocabulary.
@@ -223,16 +237,18 @@ impl CpuCompute {
         seen
     }
 
-    /// The head of one batch: calls the loss for every span and returns dL / dx.
+    /// The head of one batch: calls the loss for every span; `dx` becomes dL / dx.
     fn head(
         &self,
         batch: &Batch,
         x: &[f32],
         looks: &[Look],
         (found, logits): (&mut [Vec<f32>], &mut Vec<Vec<f32>>),
+        dx: &mut Vec<f32>,
         loss: &mut dyn FnMut(usize, &Sight) -> Slopes,
-    ) -> Result<Vec<f32>, ComputeError> {
-        let mut dx = vec![0.0; x.len()];
+    ) -> Result<(), ComputeError> {
+        dx.clear();
+        dx.resize(x.len(), 0.0);
         let (all, most) = (head::rows(&self.model, batch, looks), self.head_rows(looks));
         for spans in units(&batch.spans, most) {
             let range = spans[0].targets.start..spans[spans.len() - 1].targets.end;
@@ -264,11 +280,11 @@ impl CpuCompute {
                 for (part, slopes) in rows.chunks(most).zip(slopes.chunks(most)) {
                     let again = || head::score(&self.model, x, part, take(logits));
                     let scored = kept.take().unwrap_or_else(again);
-                    *logits = scored.back(&self.model, part, slopes, &mut dx);
+                    *logits = scored.back(&self.model, part, slopes, dx);
                 }
             });
         }
-        Ok(dx)
+        Ok(())
     }
 }
 
@@ -305,11 +321,12 @@ impl Compute for CpuCompute {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let positions = longest.saturating_add(params.tokens_max);
         self.rope.reserve(positions.min(self.model.config.max_positions));
-        let packed = self.packed(adapter)?;
-        let pass = self.pass(packed.as_ref());
+        let mut kept = self.room.packed.take();
+        let pass = self.pass(self.packed(adapter, &mut kept)?);
         let rows_max = self.rows_max(pass.rank(), 1);
         let sampler = Sampler { pass, params, limits: &self.limits, rows_max };
         let drawn = self.pool.install(|| sampler.run(prompts, replies));
+        self.room.packed = kept;
         self.uninterrupted()?;
         Ok(drawn)
     }
@@ -322,19 +339,18 @@ impl Compute for CpuCompute {
     ) -> Result<Vec<Sight>, ComputeError> {
         self.check(pairs(sequences))?;
         self.check_looks(sequences, looks)?;
-        let packed = self.packed(adapter)?;
         let mut room = take(&mut self.room);
-        let pass = self.pass(packed.as_ref());
+        let Room { trail, logits, packed, x, .. } = &mut room;
+        let pass = self.pass(self.packed(adapter, packed)?);
         let rows_max = self.rows_max(pass.rank(), 1).min(1024);
         let (width, most) = (self.model.config.hidden, self.head_rows(looks));
         let mut found = vec![Sight::default(); sequences.len()];
         for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
             let rows = head::rows(&self.model, &batch, looks);
-            let (x, seen) = self.pool.install(|| {
-                room.trail.resize_to_one(&self.model, batch.rows(), pass.rank());
-                let x = pass.run(&batch, &mut room.trail);
-                let seen = self.score_rows(&x, &rows, most, &mut room.logits);
-                (x, seen)
+            let seen = self.pool.install(|| {
+                trail.resize_to_one(&self.model, batch.rows(), pass.rank());
+                pass.run(&batch, trail, x);
+                self.score_rows(x, &rows, most, logits)
             });
             self.uninterrupted()?;
             for span in &batch.spans {
@@ -364,25 +380,29 @@ impl Compute for CpuCompute {
     ) -> Result<Gradient, ComputeError> {
         self.check(pairs(sequences))?;
         self.check_looks(sequences, looks)?;
-        let packed = self.packed(Some(adapter))?.ok_or(ComputeError::AdapterShape)?;
-        let rows_max = self.rows_max(adapter.rank, self.model.config.layers);
         let mut room = take(&mut self.room);
-        let Room { trail, backward, logits } = &mut room;
-        let pass = self.pass(Some(&packed));
-        let mut collector = Collector::new(&self.model, adapter.rank);
+        let Room { trail, backward, logits, packed, collector, x, dx } = &mut room;
+        let packed = self.packed(Some(adapter), packed)?.ok_or(ComputeError::AdapterShape)?;
+        let rows_max = self.rows_max(adapter.rank, self.model.config.layers);
+        let pass = self.pass(Some(packed));
+        let collector = match collector.take().filter(|old| old.rank == adapter.rank) {
+            Some(old) => collector.insert(old),
+            None => collector.insert(Collector::new(&self.model, adapter.rank)),
+        };
+        collector.reset();
         let mut logprobs = vec![Vec::new(); sequences.len()];
         for batch in batch::plan(sequences, rows_max, self.limits.share_prompts) {
             let bytes_max = self.limits.activation_bytes_max;
             trail.resize(&self.model, batch.rows(), adapter.rank, bytes_max);
-            let x = self.pool.install(|| pass.run(&batch, trail));
+            self.pool.install(|| pass.run(&batch, trail, x));
             self.uninterrupted()?;
-            let dx = self.head(&batch, &x, looks, (&mut logprobs, logits), loss)?;
-            let way = Backward { pass, adapter: &packed, batch: &batch };
-            self.pool.install(|| way.run(dx, trail, backward, &mut collector));
+            self.head(&batch, x, looks, (&mut logprobs, logits), dx, loss)?;
+            let way = Backward { pass, adapter: packed, batch: &batch };
+            self.pool.install(|| way.run(dx, trail, backward, collector));
             self.uninterrupted()?;
         }
-        self.room = room;
         let lora = self.pool.install(|| collector.finish(adapter));
+        self.room = room;
         if !lora.is_finite() || logprobs.iter().flatten().any(|value| !value.is_finite()) {
             return Err(ComputeError::NotFinite("a gradient"));
         }

@@ -40,20 +40,18 @@ impl Pass<'_> {
         Heads { heads: config.heads, kv_heads: config.kv_heads, dim: config.head_dim }
     }
 
-    /// Runs all layers over a batch and returns the residual stream before the final norm
+    /// Runs all layers over a batch; `x` becomes the residual stream before the final norm
     /// `(rows, hidden)`. Each layer leaves its state or its input in `trail`.
-    pub(super) fn run(&self, batch: &Batch, trail: &mut Trail) -> Vec<f32> {
-        let rows = batch.rows();
-        let mut x = vec![0.0; rows * self.model.config.hidden];
-        self.model.embed(&batch.tokens, &mut x);
+    pub(super) fn run(&self, batch: &Batch, trail: &mut Trail, x: &mut Vec<f32>) {
+        x.resize(batch.rows() * self.model.config.hidden, 0.0);
+        self.model.embed(&batch.tokens, x);
         for index in 0..self.model.layers.len() {
             let (input, state) = trail.at(index);
             if let Some(input) = input {
-                input.copy_from_slice(&x);
+                input.copy_from_slice(x);
             }
-            self.layer(index, &mut x, &batch.positions, state, |s| self.attend(batch, s));
+            self.layer(index, x, &batch.positions, state, |s| self.attend(batch, s));
         }
-        x
     }
 
     /// The state of a layer that was run before: kept, or computed again from its input.

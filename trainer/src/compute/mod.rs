@@ -19,6 +19,7 @@ mod kernels;
 mod look;
 mod math;
 mod model;
+mod order;
 mod sampler;
 mod scratch;
 mod state;

@@ -6,11 +6,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::super::batch::{Batch, Group, Segment};
 use super::super::kernels::{NR, panel, turn_square};
 use super::super::math::{self, Columns};
+use super::super::order;
 use super::super::scratch::Scratch;
 use super::{Heads, Inputs, Keys, Lanes, Panel};
 
@@ -37,25 +36,25 @@ impl HeadGradients {
         self.values.resize(3 * rows * shape.q_width(), 0.0);
     }
 
-    /// Computes them on the current pool; one task per group and query head.
-    pub(in super::super) fn compute(
-        &mut self,
-        inputs: Inputs<'_>,
-        outputs: Outputs<'_>,
-        batch: &Batch,
-    ) {
-        let (mut tasks, mut rest) = (Vec::new(), self.values.as_mut_slice());
+    /// What computes them: one task per group and query head.
+    pub(in super::super) fn compute<'a>(
+        &'a mut self,
+        inputs: Inputs<'a>,
+        outputs: Outputs<'a>,
+        batch: &'a Batch,
+    ) -> Vec<order::Task<'a>> {
+        let (mut tasks, mut rest) = (Vec::<order::Task<'a>>::new(), self.values.as_mut_slice());
         for group in &batch.groups {
             for head in 0..inputs.shape.heads {
                 let (mine, left) = rest.split_at_mut(3 * group.rows.len() * inputs.shape.dim);
                 rest = left;
-                tasks.push((group, head, mine));
+                tasks.push(Box::new(move || {
+                    let segments = &batch.segments[group.segments.clone()];
+                    Task::new(inputs, outputs, group, segments, head).run(mine);
+                }));
             }
         }
-        tasks.into_par_iter().with_max_len(1).for_each(|(group, head, to)| {
-            let segments = &batch.segments[group.segments.clone()];
-            Task::new(inputs, outputs, group, segments, head).run(to);
-        });
+        tasks
     }
 
     /// Copies some rows to dq `(rows, heads · dim)` and dk, dv `(rows, kv_heads · dim)`.

@@ -225,7 +225,11 @@ pub(super) fn forward(
             tasks.push((segment, rows, mine, sums));
         }
     }
-    tasks.into_par_iter().with_max_len(1).for_each(|(segment, rows, att, lse)| {
+    // Those that see most first.
+    tasks.sort_by_key(|(segment, rows, ..)| {
+        std::cmp::Reverse(segment.prefix.len() + rows.end - segment.rows.start)
+    });
+    tasks.into_iter().par_bridge().for_each(|(segment, rows, att, lse)| {
         let mut scratch = Scratch::default();
         for kv in 0..shape.kv_heads {
             let own = segment.rows.start..rows.end;

@@ -203,6 +203,23 @@ const PAIRS_HALF: [Kernel; 12] = [
     pairs_half12,
 ];
 
+/// See [`super::micro::Fetch`].
+pub(super) fn fetch(tile: *const f32, stride: usize, rows: usize) {
+    for row in 0..rows {
+        let from = tile.wrapping_add(row * stride);
+        // SAFETY: a prefetch reads and writes nothing, whatever the address.
+        unsafe {
+            asm!(
+                "prefetchw [{from}]",
+                "prefetchw [{from} + 64]",
+                "prefetchw [{from} + 124]",
+                from = in(reg) from,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+}
+
 /// For words that are f32.
 pub(super) const SINGLE: Multiply =
     Multiply { wide: SINGLE_WIDE, narrow: SINGLE_HALF, interleave: interleave_single };

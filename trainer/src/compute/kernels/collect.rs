@@ -4,11 +4,10 @@
 //!
 //! Invariant: sums run over the rows in order, so the result does not depend on scheduling.
 
-use rayon::prelude::*;
-
 use super::micro::{Left, NR, Product, Tile, accumulate, f32_words};
 use super::rows::strips;
 use super::words::Precision;
+use crate::compute::order;
 use crate::compute::scratch::Scratch;
 
 /// Panels of the wide side that one task takes.
@@ -17,9 +16,11 @@ const TASK_COLUMNS: usize = TASK_PANELS * NR;
 /// Rows that are summed before the next strip: a panel of them stays in the core's nearest cache.
 const TASK_ROWS: usize = 128;
 
-/// One product to collect: `to (columns, width) += scale · rightᵀ left` over all rows.
+/// One product to collect: `to (columns, width) (+)= scale · rightᵀ left` over all rows.
 pub(in crate::compute) struct Outer<'a> {
     pub(in crate::compute) to: &'a mut [f32],
+    /// Add to what stands there instead of overwriting it.
+    pub(in crate::compute) add: bool,
     /// `(rows, width)`, the wide side.
     pub(in crate::compute) left: &'a [f32],
     /// `(rows, stride)`, of which `columns` from `first` on are taken.
@@ -30,13 +31,13 @@ pub(in crate::compute) struct Outer<'a> {
     pub(in crate::compute) scale: f32,
 }
 
-/// Adds all products, on the threads of the current pool.
+/// What computes all products.
 ///
 /// # Panics
 /// When a length does not fit: a bug of the caller, caught before memory is touched.
-pub(in crate::compute) fn collect(rows: usize, products: Vec<Outer<'_>>) {
-    let mut tasks = Vec::new();
-    for Outer { to, left, right, stride, first, columns, scale } in products {
+pub(in crate::compute) fn collect(rows: usize, products: Vec<Outer<'_>>) -> Vec<order::Task<'_>> {
+    let mut tasks: Vec<order::Task<'_>> = Vec::new();
+    for Outer { to, add, left, right, stride, first, columns, scale } in products {
         let width = left.len() / rows.max(1);
         assert_eq!(to.len(), width * columns, "a sum of another shape");
         assert!(right.len() >= rows * stride && first + columns <= stride, "too narrow");
@@ -47,16 +48,18 @@ pub(in crate::compute) fn collect(rows: usize, products: Vec<Outer<'_>>) {
         }
         for (index, to) in parts.into_iter().enumerate() {
             let (right, column) = (&right[first.min(right.len())..], index * TASK_COLUMNS);
-            tasks.push(Task { to, left, width, column, right, stride, columns, scale });
+            let task = Task { to, add, left, width, column, right, stride, columns, scale };
+            tasks.push(Box::new(move || task.run(rows)));
         }
     }
-    tasks.into_par_iter().with_max_len(1).for_each(|task| task.run(rows));
+    tasks
 }
 
 /// Some columns of one product's wide side.
 struct Task<'a> {
     /// One stretch per column of the narrow side.
     to: Vec<&'a mut [f32]>,
+    add: bool,
     left: &'a [f32],
     width: usize,
     /// First column of the wide side.
@@ -95,7 +98,7 @@ impl Task<'_> {
         for (panel, tile) in tiles.chunks_exact(self.columns * NR).enumerate() {
             for (to, sums) in self.to.iter_mut().zip(tile.chunks_exact(NR)) {
                 for (to, sum) in to[panel * NR..].iter_mut().zip(sums) {
-                    *to = self.scale.mul_add(*sum, *to);
+                    *to = if self.add { self.scale.mul_add(*sum, *to) } else { self.scale * sum };
                 }
             }
         }

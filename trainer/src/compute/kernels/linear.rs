@@ -5,7 +5,7 @@
 //! memory allows. Weights are f32 or, at half the memory and twice the speed, bf16: then operands
 //! are rounded to bf16 too, while sums stay f32. See [`super::words`] for the layout of bf16.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
@@ -63,6 +63,15 @@ impl Deref for Turned<'_> {
     }
 }
 
+impl DerefMut for Panels {
+    fn deref_mut(&mut self) -> &mut [u32] {
+        match self {
+            Panels::Own(words) => words,
+            Panels::Lent(words) => words,
+        }
+    }
+}
+
 impl Linear {
     /// Packs `scale · weights`, row-major `(outputs, inputs)`, on the threads of the current pool.
     ///
@@ -75,16 +84,35 @@ impl Linear {
         scale: f32,
         precision: Precision,
     ) -> Linear {
-        assert_eq!(weights.len(), outputs * inputs, "a weight of another shape");
-        let size = precision.words(inputs) * NR;
-        let mut panels = vec![0; outputs.div_ceil(NR) * size];
-        let parts = weights.par_chunks((NR * inputs).max(1));
-        panels.par_chunks_mut(size.max(1)).zip(parts).for_each(|(panel, part)| {
+        let mut linear = Linear::blank(outputs, inputs, precision);
+        linear.fill(weights, scale);
+        linear
+    }
+
+    /// Room for a weight of this shape, all zero.
+    pub(in crate::compute) fn blank(outputs: usize, inputs: usize, precision: Precision) -> Linear {
+        let panels = Panels::Own(vec![0; outputs.div_ceil(NR) * precision.words(inputs) * NR]);
+        Linear { outputs, inputs, precision, panels, keep: false, turned: OnceLock::new() }
+    }
+
+    /// As [`Linear::pack`], in the place of what was packed before; a turned form that was kept is
+    /// made again.
+    ///
+    /// # Panics
+    /// As [`Linear::pack`].
+    pub(in crate::compute) fn fill(&mut self, weights: &[f32], scale: f32) {
+        let (inputs, precision) = (self.inputs, self.precision);
+        assert_eq!(weights.len(), self.outputs * inputs, "a weight of another shape");
+        let (size, parts) =
+            (precision.words(inputs) * NR, weights.par_chunks((NR * inputs).max(1)));
+        self.panels.par_chunks_mut(size.max(1)).zip(parts).for_each(|(panel, part)| {
             let shape = (inputs, part.len() / inputs, inputs);
             interleave_panel(panel, part, shape, scale, precision);
         });
-        let panels = Panels::Own(panels);
-        Linear { outputs, inputs, precision, panels, keep: false, turned: OnceLock::new() }
+        if let Some(mut turned) = self.turned.take() {
+            self.turn_into(&mut turned.panels);
+            self.turned = OnceLock::from(turned);
+        }
     }
 
     /// The same weight, which keeps its turned form once that was needed.
@@ -102,21 +130,22 @@ impl Linear {
 
     fn turn(&self) -> Linear {
         let (outputs, inputs, precision) = (self.inputs, self.outputs, self.precision);
-        let size = precision.words(inputs) * NR;
-        let words = outputs.div_ceil(NR) * size;
+        let words = outputs.div_ceil(NR) * precision.words(inputs) * NR;
         // In columns past the last output stands what stood there: nobody reads their products.
         let mut panels = match self.keep {
             true => Panels::Own(vec![0; words]),
             false => Panels::Lent(Scratch::take(words)),
         };
-        let to: &mut [u32] = match &mut panels {
-            Panels::Own(words) => words,
-            Panels::Lent(words) => words,
-        };
+        self.turn_into(&mut panels);
+        Linear { outputs, inputs, precision, panels, keep: false, turned: OnceLock::new() }
+    }
+
+    /// Writes the turned weight's panels.
+    fn turn_into(&self, to: &mut [u32]) {
+        let size = self.precision.words(self.outputs) * NR;
         to.par_chunks_mut(size.max(1)).enumerate().for_each(|(index, panel)| {
             self.turn_panel(index * NR, panel);
         });
-        Linear { outputs, inputs, precision, panels, keep: false, turned: OnceLock::new() }
     }
 
     /// Writes inputs from `column` on as a panel whose contraction runs over the outputs.

@@ -57,6 +57,10 @@ pub(super) type Kernel = unsafe fn(&Strip<'_>);
 /// the instruction set is there.
 pub(super) type Transpose = unsafe fn(from: *const u32, to: *mut u32, width: usize, count: usize);
 
+/// Brings the lines of a tile, `rows` rows of NR values at `stride`, near for writing, while something
+/// else is computed: written without, each tile waits for memory as long as it was computed.
+pub(super) type Fetch = fn(tile: *const f32, stride: usize, rows: usize);
+
 /// Rows of values to be laid side by side as words.
 #[derive(Clone, Copy)]
 pub(super) struct Source {
@@ -92,6 +96,7 @@ pub(super) struct Kernels {
     /// For words that are pairs of bf16; `None` where the processor has no such instruction.
     pub(super) pairs: Option<Multiply>,
     pub(super) transpose: Transpose,
+    pub(super) fetch: Fetch,
     /// Most rows of a strip.
     pub(super) rows: usize,
     pub(super) name: &'static str,
@@ -118,6 +123,7 @@ const PORTABLE: Kernels = Kernels {
     single: portable::MULTIPLY,
     pairs: None,
     transpose: portable::transpose,
+    fetch: portable::fetch,
     rows: portable::ROWS,
     name: "portable",
 };
@@ -132,6 +138,7 @@ fn choose() -> Kernels {
             single: avx512::SINGLE,
             pairs: pairs.then_some(avx512::PAIRS),
             transpose: avx512::transpose,
+            fetch: avx512::fetch,
             rows: ROWS_MAX,
             name: if pairs { "avx512+bf16" } else { "avx512" },
         };

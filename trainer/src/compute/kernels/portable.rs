@@ -81,6 +81,9 @@ unsafe fn tile<const MR: usize, const FMA: bool>(s: &Strip<'_>, half: usize) {
     }
 }
 
+/// See [`super::micro::Fetch`]: left to the processor.
+pub(super) fn fetch(_: *const f32, _: usize, _: usize) {}
+
 /// See [`super::micro::Transpose`].
 pub(super) unsafe fn transpose(from: *const u32, to: *mut u32, width: usize, count: usize) {
     for i in 0..width {

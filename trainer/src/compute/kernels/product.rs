@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::linear::Linear;
-use super::micro::{NR, Product, ROWS_MAX, accumulate_at};
+use super::micro::{NR, Product, ROWS_MAX, accumulate_at, kernels};
 use super::rows::{Rows, strips};
 use super::words::Precision;
 
@@ -149,6 +149,7 @@ impl Plan<'_> {
     fn run(&self, panels: std::ops::Range<usize>) {
         let strips: Vec<(usize, usize)> = strips(self.rows).collect();
         let mut tile = [0.0f32; ROWS_MAX * NR];
+        let kernels = kernels();
         for (pass, pieces) in self.passes.iter().enumerate() {
             for panel in panels.clone() {
                 let width = NR.min(self.outputs - panel * NR);
@@ -156,6 +157,7 @@ impl Plan<'_> {
                     // SAFETY: the strip's rows and the panel's columns are inside y, whose length
                     // was checked; tiles of different tasks are disjoint.
                     let y = unsafe { self.y.at(strip.0 * self.stride + panel * NR) };
+                    (kernels.fetch)(y, self.stride, strip.1);
                     let first = pass == 0 && !self.add;
                     // Later passes are summed by themselves: one running sum over a contraction
                     // as long as the vocabulary would lose a digit.

@@ -9,6 +9,7 @@ use super::{
     Job, Left, Linear, Out, Outer, Part, Product, Rows, Term, Tile, accumulate, block_rows,
     collect, f32_words, multiply, panel, portable, project, project_back, strips, turn_square,
 };
+use crate::compute::order;
 
 fn random(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
     (0..count).map(|_| rng.random_range(-1.0f32..1.0)).collect()
@@ -184,16 +185,20 @@ fn outer_products_agree_with_a_plain_loop() {
     for (rows, width, columns) in [(1, 1, 1), (130, 100, 16), (300, 7, 48)] {
         let (left, right) =
             (random(&mut rng, rows * width), random(&mut rng, rows * (columns + 2)));
-        let mut to = vec![1.0; width * columns];
+        let mut to = [vec![1.0; width * columns], vec![1.0; width * columns]];
         let (stride, first) = (columns + 2, 2);
-        let product_of =
-            Outer { to: &mut to, left: &left, right: &right, stride, first, columns, scale: 2.0 };
-        collect(rows, vec![product_of]);
+        for (add, to) in [true, false].into_iter().zip(&mut to) {
+            let (left, right, scale) = (&left[..], &right[..], 2.0);
+            let outer = Outer { to, add, left, right, stride, first, columns, scale };
+            order::run(collect(rows, vec![outer]));
+        }
         let cut: Vec<f32> = right.chunks_exact(stride).flat_map(|r| r[first..].to_vec()).collect();
         let (left, right) = (turned(&left, rows, width), turned(&cut, rows, columns));
         let wanted = product(&right, &left, columns, width, rows);
-        let wanted: Vec<f32> = wanted.iter().map(|w| 1.0 + 2.0 * w).collect();
-        assert!(worst(&to, &wanted) < 1e-4, "{rows} x {width} x {columns}");
+        for (to, before) in to.iter().zip([1.0, 0.0]) {
+            let wanted: Vec<f32> = wanted.iter().map(|w| before + 2.0 * w).collect();
+            assert!(worst(to, &wanted) < 1e-4, "{rows} x {width} x {columns} to {before}");
+        }
     }
 }
 
