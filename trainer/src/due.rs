@@ -1,4 +1,5 @@
-//! When a round begins: enough new judged turns, or a few that have waited long enough.
+//! When a round begins: enough new judged turns, or a few that have waited long enough, or a few while
+//! nobody asks anything, so that a quiet assistant learns too.
 //!
 //! New is what the route's last round has not looked at. Turns that it held out or dropped are not
 //! new, so they never start a round by themselves; they take part in the next one.
@@ -35,12 +36,14 @@ fn rests(route: &RoutePolicy, last: &RoundRow, now_ms: i64) -> bool {
     u64::try_from(now_ms - ended_ms).unwrap_or(0) < rest_ms
 }
 
-/// Whether a round of this route shall begin now, over `pool` (all its trainable turns).
+/// Whether a round of this route shall begin now, over `pool` (all its trainable turns). The youngest
+/// turn of all routes ended `quiet_ms` ago.
 pub fn is_due(
     route: &RoutePolicy,
     pool: &[(StoredTurn, VerdictRow)],
     last: Option<&RoundRow>,
     now_ms: i64,
+    quiet_ms: u64,
 ) -> bool {
     if !route.mode.trains() || pool.len() < SPLIT_MIN {
         return false;
@@ -56,7 +59,9 @@ pub fn is_due(
     }
     let oldest_ms = fresh.iter().map(|v| v.judged_ms).min().unwrap_or(now_ms);
     let age_ms = u64::try_from(now_ms - oldest_ms).unwrap_or(0);
-    fresh.len() >= route.round.samples_min || age_ms >= route.round.age_ms_max
+    let round = &route.round;
+    let is_idle = round.idle_ms > 0 && quiet_ms >= round.idle_ms;
+    fresh.len() >= round.samples_min || age_ms >= round.age_ms_max || is_idle
 }
 
 fn seen(metrics: &Value) -> HashSet<TurnId> {

@@ -36,37 +36,37 @@ const HOUR: i64 = 3_600_000;
 
 #[test]
 fn enough_new_turns_begin_a_round_at_once() {
-    assert!(!is_due(&route_policy(), &pool(&[0; 5]), None, 1));
-    assert!(is_due(&route_policy(), &pool(&[0; 6]), None, 1));
+    assert!(!is_due(&route_policy(), &pool(&[0; 5]), None, 1, 0));
+    assert!(is_due(&route_policy(), &pool(&[0; 6]), None, 1, 0));
 }
 
 #[test]
 fn issue_4_a_few_turns_begin_a_round_once_the_oldest_has_waited_long_enough() {
     let few = pool(&[100, 5_000, 6_000, 7_000]);
-    assert!(!is_due(&route_policy(), &few, None, HOUR));
-    assert!(is_due(&route_policy(), &few, None, HOUR + 100));
+    assert!(!is_due(&route_policy(), &few, None, HOUR, 0));
+    assert!(is_due(&route_policy(), &few, None, HOUR + 100, 0));
 }
 
 #[test]
 fn three_turns_wait_because_nothing_could_be_held_out() {
-    assert!(!is_due(&route_policy(), &pool(&[0; 3]), None, 10 * HOUR));
+    assert!(!is_due(&route_policy(), &pool(&[0; 3]), None, 10 * HOUR, 0));
 }
 
 #[test]
 fn turns_that_the_last_round_looked_at_begin_no_round_by_themselves() {
     let mut all = pool(&[0; 8]);
     let before = last(&all);
-    assert!(!is_due(&route_policy(), &all, Some(&before), 10 * HOUR));
+    assert!(!is_due(&route_policy(), &all, Some(&before), 10 * HOUR, 0));
     all.extend(pool(&[9 * HOUR]));
-    assert!(!is_due(&route_policy(), &all, Some(&before), 9 * HOUR + 1));
-    assert!(is_due(&route_policy(), &all, Some(&before), 10 * HOUR), "one new turn, old enough");
+    assert!(!is_due(&route_policy(), &all, Some(&before), 9 * HOUR + 1, 0));
+    assert!(is_due(&route_policy(), &all, Some(&before), 10 * HOUR, 0), "one new turn, old enough");
 }
 
 #[test]
 fn a_route_that_does_not_learn_gets_no_round() {
     let observing = policies(&[("MODE", "observe")]);
     let route = observing.route("chat").unwrap();
-    assert!(!is_due(route, &pool(&[0; 9]), None, 10 * HOUR));
+    assert!(!is_due(route, &pool(&[0; 9]), None, 10 * HOUR, 0));
 }
 
 #[test]
@@ -80,10 +80,24 @@ fn issue_5_rounds_that_are_abandoned_again_and_again_rest_longer_and_longer() {
         metrics: json!({"seen": [], ABANDONED_BEFORE: before}),
         ..last(&[])
     };
-    let waits = |before: u64, ms: i64| !is_due(&route, &fresh, Some(&abandoned(before)), HOUR + ms);
+    let waits =
+        |before: u64, ms: i64| !is_due(&route, &fresh, Some(&abandoned(before)), HOUR + ms, 0);
     assert!(!waits(0, 0), "one fault does not keep anybody waiting");
     assert!(waits(1, age_ms.min(HOUR) - 1) && !waits(1, age_ms.min(HOUR)));
     assert!(waits(60, HOUR - 1) && !waits(60, HOUR), "and never over an hour");
     assert_eq!(abandoned_in_a_row(&abandoned(3)), 4);
     assert_eq!(abandoned_in_a_row(&last(&[])), 0);
+}
+
+#[test]
+fn issue_5_a_few_turns_begin_a_round_as_soon_as_nobody_asks_anything() {
+    let mut route = route_policy();
+    route.round.idle_ms = 30_000;
+    let few = pool(&[0; 4]);
+    assert!(!is_due(&route, &few, None, 1, 29_999));
+    assert!(is_due(&route, &few, None, 1, 30_000));
+    assert!(!is_due(&route, &few, Some(&last(&few)), 1, 30_000), "nothing new");
+    assert!(!is_due(&route, &pool(&[0; 3]), None, 1, 30_000), "nothing could be held out");
+    route.round.idle_ms = 0;
+    assert!(!is_due(&route, &few, None, 1, u64::MAX), "switched off");
 }

@@ -386,7 +386,8 @@ pub struct BenchLearningArgs {
     /// Model to learn with.
     #[arg(long, default_value = "smollm2-135m")]
     pub model: String,
-    /// Only these methods; `opd+updates=5` is one with another value in `[train]` [default: all].
+    /// Only these methods; `opd+updates=5` is one with another value in `[train]`,
+    /// `opd+gate` one whose rounds hold samples out and pass the gate [default: all].
     #[arg(long, value_delimiter = ',')]
     pub methods: Vec<String>,
     /// Lives per method.

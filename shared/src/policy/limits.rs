@@ -57,6 +57,7 @@ pub const LIMITS: &[Limit] = &[
     whole("round.samples_min", 8.0, 1.0, 4096.0, "samples that start a round"),
     whole("round.samples_max", 64.0, 1.0, 4096.0, "samples that a round takes at most"),
     whole("round.age_ms_max", 60_000.0, 0.0, 6.048e8, "ms after which a round starts with fewer samples"),
+    whole("round.idle_ms", 30_000.0, 0.0, 6.048e8, "ms without a turn on any route after which a round starts with fewer samples; 0 = never"),
     real("round.holdout_share", 0.2, 0.0, 0.9, "share of the samples kept for the gate"),
     whole("round.per_session_max", 4.0, 1.0, 4096.0, "samples of one session in a round"),
     whole("round.per_tenant_max", 64.0, 1.0, 4096.0, "samples of one tenant in a round"),
@@ -99,6 +100,10 @@ pub const LIMITS: &[Limit] = &[
     real("train.stop.log_ratio_max", 20.0, 0.1, 1e3, "a larger mean |log-ratio| to the teacher, nats per token, stops the round"),
     real("train.stop.entropy_min", 0.02, 0.0, 20.0, "a smaller mean of -ln p per sampled token, nats, stops the round"),
     real("train.stop.reply_tokens_min_mean", 2.0, 0.0, 1e4, "shorter fresh replies on average stop the round"),
+    real("train.budget.update_norm_max", 1.0, 1e-4, 1e6, "length of a round's whole change of the adapter, as a part of the adapter's length before it; a longer one is shortened"),
+    real("train.budget.kl_max", 2.0, 1e-3, 1e3, "nats per token between the student's fresh replies and the base after which a round's training ends"),
+    real("train.budget.wall_s_max", 3600.0, 1.0, 604_800.0, "seconds of updates after which a round's training ends"),
+    real("train.budget.cpu_s_max", 14_400.0, 1.0, 1e8, "CPU seconds of updates after which a round's training ends"),
     whole("train.external.timeout_s", 3600.0, 1.0, 604_800.0, "seconds after which an external trainer is ended"),
     whole("train.external.log_bytes_max", 16.0 * MIB, 1024.0, 1024.0 * MIB, "bytes that an external trainer may print; more end it"),
     // judges/*.toml

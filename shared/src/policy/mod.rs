@@ -54,8 +54,8 @@ pub use round::RoundPolicy;
 pub use route::{CapturePolicy, RouteMatch, RoutePolicy, WhenFull};
 pub use traffic::TrafficPolicy;
 pub use train::{
-    Engine, ExternalPolicy, HintSelect, Loss, MemoryPolicy, Precision, StopPolicy, Support,
-    Teacher, TrainPolicy,
+    BudgetPolicy, Engine, ExternalPolicy, HintSelect, Loss, MemoryPolicy, Precision, StopPolicy,
+    Support, Teacher, TrainPolicy,
 };
 pub use watch::{Policies, PolicyWatch};
 

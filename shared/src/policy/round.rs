@@ -16,6 +16,8 @@ pub struct RoundPolicy {
     pub samples_max: usize,
     /// Age of the oldest sample, ms, at which a round starts with fewer.
     pub age_ms_max: u64,
+    /// Time without a turn on any route, ms, after which a round starts with fewer; 0: never.
+    pub idle_ms: u64,
     /// Share of the samples kept for the gate.
     pub holdout_share: f64,
     /// Samples of one session.
@@ -42,6 +44,7 @@ pub(super) struct RawRound {
     samples_min: Option<f64>,
     samples_max: Option<f64>,
     age_ms_max: Option<f64>,
+    idle_ms: Option<f64>,
     holdout_share: Option<f64>,
     per_session_max: Option<f64>,
     per_user_max: Option<f64>,
@@ -59,6 +62,7 @@ impl RawRound {
             samples_min: check.count("round.samples_min", self.samples_min)?,
             samples_max: check.count("round.samples_max", self.samples_max)?,
             age_ms_max: check.long("round.age_ms_max", self.age_ms_max)?,
+            idle_ms: check.long("round.idle_ms", self.idle_ms)?,
             holdout_share: check.real("round.holdout_share", self.holdout_share)?,
             per_session_max: check.count("round.per_session_max", self.per_session_max)?,
             per_user_max: check.count("round.per_user_max", self.per_user_max)?,

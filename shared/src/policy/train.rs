@@ -138,6 +138,8 @@ pub struct TrainPolicy {
     /// What training and gate may hold in memory.
     pub memory: MemoryPolicy,
     pub stop: StopPolicy,
+    /// What a round's training may use up.
+    pub budget: BudgetPolicy,
     /// The command that trains; `None`: hone does.
     pub external: Option<ExternalPolicy>,
 }
@@ -150,6 +152,17 @@ pub struct MemoryPolicy {
     pub turned_bytes_max: usize,
     pub logits_bytes_max: usize,
     pub cache_bytes_max: usize,
+}
+
+/// What a round's training may use up; the candidate so far goes to the gate then. Units and
+/// meanings: [`super::LIMITS`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs, reason = "every field is described in the table of limits")]
+pub struct BudgetPolicy {
+    pub update_norm_max: f64,
+    pub kl_max: f64,
+    pub wall_s_max: f64,
+    pub cpu_s_max: f64,
 }
 
 /// Anomalies that stop a round. Units and meanings: [`super::LIMITS`].
@@ -204,6 +217,8 @@ pub(super) struct RawTrain {
     memory: RawMemory,
     #[serde(default)]
     stop: RawStop,
+    #[serde(default)]
+    budget: RawBudget,
     #[serde(default)]
     engine: Engine,
     #[serde(default)]
@@ -263,6 +278,7 @@ impl RawTrain {
             threads: check.count("train.threads", self.threads)?,
             memory: self.memory.check(check)?,
             stop: self.stop.check(check)?,
+            budget: self.budget.check(check)?,
             external: self.external.check(self.engine, check)?,
         })
     }
@@ -288,6 +304,26 @@ impl RawMemory {
             turned_bytes_max: count("train.memory.turned_bytes_max", self.turned_bytes_max)?,
             logits_bytes_max: count("train.memory.logits_bytes_max", self.logits_bytes_max)?,
             cache_bytes_max: count("train.memory.cache_bytes_max", self.cache_bytes_max)?,
+        })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBudget {
+    update_norm_max: Option<f64>,
+    kl_max: Option<f64>,
+    wall_s_max: Option<f64>,
+    cpu_s_max: Option<f64>,
+}
+
+impl RawBudget {
+    fn check(self, check: &Checker<'_>) -> Result<BudgetPolicy, PolicyError> {
+        Ok(BudgetPolicy {
+            update_norm_max: check.real("train.budget.update_norm_max", self.update_norm_max)?,
+            kl_max: check.real("train.budget.kl_max", self.kl_max)?,
+            wall_s_max: check.real("train.budget.wall_s_max", self.wall_s_max)?,
+            cpu_s_max: check.real("train.budget.cpu_s_max", self.cpu_s_max)?,
         })
     }
 }

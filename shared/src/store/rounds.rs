@@ -163,6 +163,13 @@ fn finish(raw: Raw) -> Result<RoundRow> {
 }
 
 impl Store {
+    /// When the youngest turn ended, milliseconds since 1970; `None` in an empty store.
+    pub fn last_turn_ended_ms(&self) -> Result<Option<i64>> {
+        let sql =
+            "SELECT started_ms + coalesce(duration_ms, 0) FROM turns ORDER BY id DESC LIMIT 1";
+        Ok(self.conn.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?)
+    }
+
     /// Records a round that begins. Errors: its id is taken.
     pub fn begin_round(&self, row: &RoundRow) -> Result<()> {
         let sql =

@@ -58,6 +58,12 @@ fn native(
             row.metrics["updates"] = json!(work.metrics()?);
             Ok(Ok(candidate))
         }
+        TrainEnd::Spent(candidate, why) => {
+            tracing::info!(round = row.round_id, why, "a budget is spent; on to the gate");
+            row.metrics["updates"] = json!(work.metrics()?);
+            row.metrics["budget"] = json!(why);
+            Ok(Ok(candidate))
+        }
         TrainEnd::Interrupted => parts::turned_off(shop, row).map(Err),
         TrainEnd::Stopped(reason) => finish(shop, row, RoundState::Failed, reason).map(Err),
     }

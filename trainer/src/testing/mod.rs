@@ -49,6 +49,7 @@ paths = ["/v1/chat/completions"]
 [round]
 samples_min = 6
 age_ms_max = 3600000
+idle_ms = 0
 holdout_share = 0.34
 [train]
 rank = 4

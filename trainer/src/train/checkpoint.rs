@@ -11,7 +11,7 @@ use super::Plan;
 use super::adamw::AdamW;
 use hone_model::config::ModelConfig;
 use hone_model::lora::Lora;
-use hone_shared::policy::TrainPolicy;
+use hone_shared::policy::{BudgetPolicy, TrainPolicy};
 use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
@@ -98,9 +98,12 @@ impl Checkpoint {
 }
 
 /// What a plan is, in 64 hexadecimal digits: samples, start, teacher and recipe. How many updates
-/// there are and on how many threads is not in it: it does not change the ones already made.
+/// there are, on how many threads, and what ends them early is not in it: it does not change the ones
+/// already made.
 pub fn fingerprint(plan: &Plan) -> String {
-    let recipe = TrainPolicy { updates: 0, threads: 0, ..plan.policy.clone() };
+    let budget =
+        BudgetPolicy { kl_max: 0.0, wall_s_max: 0.0, cpu_s_max: 0.0, ..plan.policy.budget };
+    let recipe = TrainPolicy { updates: 0, threads: 0, budget, ..plan.policy.clone() };
     let mut hash = Sha256::new();
     let mut add = |part: &[u8]| {
         hash.update((part.len() as u64).to_le_bytes());

@@ -3,7 +3,8 @@
 //! ```text
 //! live replies: score once                                   live.rs
 //! per update:  draw fresh replies → score → gradient          update.rs
-//!              → stop on anomaly → AdamW → checkpoint → log    stop.rs adamw.rs
+//!              → stop on anomaly or spent budget              stop.rs budget.rs
+//!              → AdamW → log → checkpoint                     adamw.rs progress.rs
 //! ```
 //! The losses stand one per file: [`binary_rl`] (with [`stepwise`] rewards), [`opd`], [`topk`]
 //! (with [`overlap`]), [`tail_kl`], [`full_kl`], [`sft`], [`anchor`], added in [`hybrid`]. Left out
@@ -16,12 +17,14 @@
 pub mod adamw;
 pub mod anchor;
 pub mod binary_rl;
+pub mod budget;
 pub mod checkpoint;
 pub mod full_kl;
 pub mod hybrid;
 mod live;
 pub mod opd;
 pub mod overlap;
+mod progress;
 pub mod sft;
 pub mod stepwise;
 pub mod stop;
@@ -39,9 +42,9 @@ use hone_model::config::ModelConfig;
 use hone_model::lora::Lora;
 use hone_shared::policy::TrainPolicy;
 use hone_shared::turn::Generation;
+use progress::Progress;
 use std::collections::BTreeMap;
 use std::time::Instant;
-use update::Measured;
 
 /// Why training could not go on. Unlike a stop, this is a fault of the machine or the caller.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +99,8 @@ pub struct Plan {
 pub enum TrainEnd {
     /// All updates done: the candidate.
     Done(Lora),
+    /// A budget is spent: the candidate so far, and which budget.
+    Spent(Lora, String),
     /// An anomaly: the round has failed, for this reason.
     Stopped(String),
     /// Asked to stop; the last checkpoint is on disk.
@@ -119,12 +124,18 @@ pub fn train(
     if at.adam.step >= updates {
         return Ok(TrainEnd::Done(at.adapter));
     }
+    let (start, budget) = (Checkpoint::start(plan).adapter, &plan.policy.budget);
+    let mut used = budget::Used::by(&work.metrics()?);
+    let progress = Progress::begin(at.adam.step, updates);
     let live = live::evidence(compute, plan)?;
     while at.adam.step < updates {
         if stop() {
             return Ok(TrainEnd::Interrupted);
         }
-        let (begun, index) = (Instant::now(), at.adam.step);
+        if let Some(why) = used.spent(budget) {
+            return Ok(TrainEnd::Spent(at.adapter, why));
+        }
+        let (begun, cpu_before, index) = (Instant::now(), budget::cpu_seconds(), at.adam.step);
         let Some((gradient, mut seen)) =
             update::measure(compute, plan, &at.adapter, &live, index, stop)?
         else {
@@ -133,32 +144,22 @@ pub fn train(
         if let Some(reason) = stop::reason(&seen, &plan.policy.stop) {
             return Ok(TrainEnd::Stopped(format!("update {index}: {reason}")));
         }
+        if let Some(why) = budget::is_too_far(&seen, budget) {
+            return Ok(TrainEnd::Spent(at.adapter, why));
+        }
         at.adam.step(&mut at.adapter, &gradient, seen.grad_norm, &plan.policy)?;
         if !at.adapter.is_finite() {
             return Ok(TrainEnd::Stopped(format!("update {index}: the adapter is not finite")));
         }
+        seen.update_norm = budget::pull_back(&mut at.adapter, &start, budget.update_norm_max);
         seen.seconds = begun.elapsed().as_secs_f64();
+        seen.cpu_seconds = budget::cpu_seconds() - cpu_before;
+        used.add(&seen);
         work.log(&seen)?;
         work.save(&at, &fingerprint)?;
-        report(&seen, updates);
+        progress.tell(&seen);
     }
     Ok(TrainEnd::Done(at.adapter))
-}
-
-fn report(seen: &Measured, updates: u64) {
-    tracing::info!(
-        update = seen.update + 1,
-        of = updates,
-        loss = format_args!("{:.4}", seen.loss),
-        log_ratio = format_args!("{:.3}", seen.log_ratio),
-        kl = format_args!("{:.4}", seen.kl),
-        entropy = format_args!("{:.3}", seen.entropy),
-        reply_tokens = format_args!("{:.1}", seen.reply_tokens_mean),
-        ended = format_args!("{:.2}", seen.ended_share),
-        grad_norm = format_args!("{:.3}", seen.grad_norm),
-        seconds = format_args!("{:.1}", seen.seconds),
-        "update"
-    );
 }
 
 #[cfg(test)]

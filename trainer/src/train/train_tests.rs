@@ -7,6 +7,7 @@ use crate::testing::lab::{Lab, message, sample};
 use crate::testing::route_policy;
 use hone_shared::policy::{Loss, Support};
 use std::cell::Cell;
+use update::Measured;
 
 struct Bench {
     lab: Lab,
@@ -174,7 +175,7 @@ fn an_interrupted_run_ends_with_the_same_bytes_as_one_that_was_not() {
     assert_eq!(want.peft_bytes().unwrap(), got.peft_bytes().unwrap());
     let timeless = |files: &WorkDir| {
         let lines = files.metrics().unwrap().into_iter();
-        lines.map(|m| Measured { seconds: 0.0, ..m }).collect::<Vec<_>>()
+        lines.map(|m| Measured { seconds: 0.0, cpu_seconds: 0.0, ..m }).collect::<Vec<_>>()
     };
     assert_eq!(timeless(&whole), timeless(&parts));
 }
@@ -226,6 +227,48 @@ fn an_anomaly_stops_before_the_bad_step_is_taken() {
         other => panic!("{other:?}"),
     }
     assert_eq!(files.checkpoint(&plan.model, &checkpoint::fingerprint(&plan)).unwrap(), None);
+}
+
+#[test]
+fn issue_5_a_spent_budget_ends_the_updates_and_the_candidate_so_far_goes_on() {
+    let mut bench = bench();
+    let spent = |bench: &mut Bench, name: &str, edit: &dyn Fn(&mut TrainPolicy)| {
+        let plan = plan(bench, edit, |_| {});
+        let files = work(bench, name);
+        let end = train(&mut bench.compute, &plan, &files, &|| false).unwrap();
+        let again = train(&mut bench.compute, &plan, &files, &|| false).unwrap();
+        let TrainEnd::Spent(adapter, why) = end else { panic!("{end:?}") };
+        let TrainEnd::Spent(resumed, _) = again else { panic!("{again:?}") };
+        assert_eq!(adapter, resumed, "resuming finds the budget spent");
+        (adapter, why, files.metrics().unwrap())
+    };
+    let (adapter, why, lines) = spent(&mut bench, "wall", &|p| p.budget.wall_s_max = 1e-9);
+    assert!(why.contains("seconds") && lines.len() == 1, "{why}: {lines:?}");
+    assert!(lines[0].cpu_seconds > 0.0);
+    let one = plan(&bench, |p| p.updates = 1, |_| {});
+    let files = work(&bench, "one");
+    assert_eq!(done(train(&mut bench.compute, &one, &files, &|| false).unwrap()), adapter);
+    let (_, why, lines) = spent(&mut bench, "cpu", &|p| p.budget.cpu_s_max = 1e-9);
+    assert!(why.contains("CPU") && lines.len() == 1, "{why}: {lines:?}");
+    let (_, why, lines) = spent(&mut bench, "kl", &|p| p.budget.kl_max = 1e-6);
+    assert!(why.contains("KL") && lines.len() == 1, "{why}: {lines:?}");
+}
+
+#[test]
+fn issue_5_no_round_carries_the_adapter_further_than_its_norm_budget() {
+    let mut bench = bench();
+    let ends = |bench: &mut Bench, name: &str, most: f64| {
+        let plan = plan(bench, |p| p.budget.update_norm_max = most, |_| {});
+        let files = work(bench, name);
+        done(train(&mut bench.compute, &plan, &files, &|| false).unwrap());
+        files.metrics().unwrap().iter().map(|line| line.update_norm).collect::<Vec<f64>>()
+    };
+    let free = ends(&mut bench, "free", 1e6);
+    assert!(free.last() > free.first(), "{free:?}");
+    let most = free[0] * 1.5;
+    let held = ends(&mut bench, "held", most);
+    assert!(held.iter().all(|norm| *norm <= most), "{held:?} within {most}");
+    assert_eq!(held.last(), Some(&most));
 }
 
 #[test]

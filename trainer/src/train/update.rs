@@ -39,6 +39,13 @@ pub struct Measured {
     pub tokens: f64,
     /// Wall time of the update in seconds.
     pub seconds: f64,
+    /// CPU time of the process during the update in seconds.
+    #[serde(default)]
+    pub cpu_seconds: f64,
+    /// Length of the round's whole change of the adapter after this update, as a part of the adapter's
+    /// length before the round.
+    #[serde(default)]
+    pub update_norm: f64,
 }
 
 /// The sequences of an update and what is known about each.
@@ -171,7 +178,7 @@ fn summarise(update: u64, lora: &Lora, sums: &Sums, fresh: &[(usize, Rollout)]) 
         reply_tokens_mean: mean(tokens, replies),
         ended_share: mean(ended, replies),
         tokens: sums.tokens,
-        seconds: 0.0,
+        ..Measured::default()
     }
 }
 

@@ -146,7 +146,7 @@ pub struct Front {
 
 const ROUTE: &str = "mode = \"shadow\"\nalias = \"agents\"\njudge = \"JUDGE\"\ngate = \"chat\"\n\
     [matches]\npaths = [\"/v1/chat/completions\"]\n\
-    [round]\nsamples_min = 4096\nsamples_max = 4096\nage_ms_max = 604800000\n";
+    [round]\nsamples_min = 4096\nsamples_max = 4096\nage_ms_max = 604800000\nidle_ms = 0\n";
 
 impl Front {
     pub fn start(hone: &Path, engine: &str) -> Self {

@@ -3,16 +3,18 @@
 //! A session is one question and, if the answer breaks the user's rule, one correction. As soon as
 //! there are enough samples they are trained on, with the same code and the same policy as a round;
 //! the result is used at once (no gate: the comparison shall show also what a gate would refuse).
+//! Lives of a gated method have rounds as a deployment: as many samples as the policy asks for, some
+//! of them held out, and a refused candidate is not used.
 //!
 //! Invariant: the questions of the final measurement are never asked before it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use hone_model::lora::Lora;
-use hone_shared::policy::{PolicySet, RoutePolicy, Teacher};
+use hone_shared::policy::{GatePolicy, PolicySet, RoutePolicy, Teacher};
 use hone_shared::turn::{Generation, TurnId};
 use hone_trainer::compute::{Compute, Rollout, SampleParams, Sequence};
 use hone_trainer::sample::render::Renderer;
@@ -26,6 +28,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::gated::{self, Gate, Verdict};
 use super::method::{Kind, Method};
 use crate::cli::UsageError;
 use crate::demo::client::Reply;
@@ -68,12 +71,16 @@ pub struct Life {
     pub updates: usize,
     /// Seconds of training.
     pub train_seconds: f64,
+    /// What the gate said to each round, where there was a gate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<Verdict>,
 }
 
 /// Where lives are lived: one base model for all.
 pub struct Nursery {
     compute: Box<dyn Compute>,
     renderer: Renderer,
+    model_dir: PathBuf,
     threads: usize,
     sessions_max: usize,
 }
@@ -81,6 +88,7 @@ pub struct Nursery {
 /// What changes during a life.
 struct State {
     kind: Kind,
+    gated: bool,
     student: Option<Lora>,
     remembered: Vec<String>,
     samples: Vec<Sample>,
@@ -91,8 +99,8 @@ struct State {
 /// The policies of a life.
 struct Rules {
     route: Arc<RoutePolicy>,
+    gate: Arc<GatePolicy>,
     hint_label: String,
-    neutral_prompts: Vec<String>,
 }
 
 impl Nursery {
@@ -105,7 +113,8 @@ impl Nursery {
         let builtin = PolicySet::builtin()?;
         let train = &builtin.route(ROUTE).context("no chat route")?.train;
         let compute = cpu_kernels()(dir, threads, train.precision, &train.memory)?;
-        Ok(Self { compute, renderer: Renderer::from_dir(dir)?, threads, sessions_max })
+        let (renderer, model_dir) = (Renderer::from_dir(dir)?, dir.to_owned());
+        Ok(Self { compute, renderer, model_dir, threads, sessions_max })
     }
 
     /// Lives one life.
@@ -148,7 +157,8 @@ impl Nursery {
                 state.samples.extend(sample);
             }
         }
-        if state.samples.len() >= ROUND_SAMPLES {
+        let enough = if state.gated { rules.route.round.samples_min } else { ROUND_SAMPLES };
+        if state.samples.len() >= enough {
             self.round(state, rules)?;
         }
         Ok(())
@@ -194,8 +204,13 @@ impl Nursery {
         let mut policy = rules.route.train.clone();
         policy.seed = policy.seed.wrapping_mul(1_000).wrapping_add(state.rounds);
         let generation = state.generation()?;
+        let drawn = std::mem::take(&mut state.samples);
+        let (samples, holdout) = match state.gated {
+            true => gated::parted(drawn, policy.seed, rules.route.round.holdout_share),
+            false => (drawn, Vec::new()),
+        };
         let plan = Plan {
-            samples: std::mem::take(&mut state.samples),
+            samples,
             start: state.student.clone().filter(|_| policy.warm_start),
             teacher: state.student.clone().filter(|_| policy.teacher == Teacher::Incumbent),
             servers: state.student.iter().map(|own| (generation.clone(), own.clone())).collect(),
@@ -205,14 +220,33 @@ impl Nursery {
         };
         let dir = tempfile::tempdir().context("no temporary directory")?;
         let work = WorkDir::open(dir.path(), "round")?;
-        match train::train(self.compute.as_mut(), &plan, &work, &|| false)? {
+        let ended = match train::train(self.compute.as_mut(), &plan, &work, &|| false)? {
+            TrainEnd::Spent(candidate, _) => TrainEnd::Done(candidate),
+            ended => ended,
+        };
+        state.life.train_seconds += begun.elapsed().as_secs_f64();
+        match ended {
+            TrainEnd::Done(candidate) if state.gated => {
+                let gate = Gate {
+                    model_dir: &self.model_dir,
+                    renderer: &self.renderer,
+                    threads: self.threads,
+                };
+                let stand = (&candidate, state.student.as_ref(), plan.teacher.as_ref());
+                let parts = (plan.samples.len(), holdout.as_slice());
+                let verdict = gate.examine((&rules.route, &rules.gate), stand, parts)?;
+                tracing::info!(?verdict, "the gate");
+                if verdict.passed {
+                    state.student = Some(candidate);
+                }
+                state.life.rounds.push(verdict);
+            }
             TrainEnd::Done(candidate) => state.student = Some(candidate),
             TrainEnd::Stopped(reason) => tracing::warn!(reason, "a round stopped by itself"),
-            TrainEnd::Interrupted => bail!("a round was interrupted"),
+            TrainEnd::Interrupted | TrainEnd::Spent(..) => bail!("a round was interrupted"),
         }
         state.rounds += 1;
         state.life.updates += work.metrics()?.len();
-        state.life.train_seconds += begun.elapsed().as_secs_f64();
         Ok(())
     }
 
@@ -233,7 +267,7 @@ impl Nursery {
     /// Nats per token that the base's own answers to neutral prompts are less likely now.
     fn forgotten(&mut self, state: &State, rules: &Rules) -> anyhow::Result<f64> {
         let mut sequences = Vec::new();
-        for question in &rules.neutral_prompts {
+        for question in &rules.gate.neutral_prompts {
             let plain = self.render(&[asks(question)])?;
             let params = self.params(rules, state.life.seed);
             let base = self.compute.sample(None, &[plain], 1, &params)?;
@@ -304,9 +338,7 @@ impl Rules {
         let route = policies.route(ROUTE).context("no chat route")?.clone();
         let judge = policies.judge_of(&route).context("no chat judge")?;
         let gate = policies.gates.get(&route.gate).context("no chat gate")?;
-        let (hint_label, neutral_prompts) =
-            (judge.hint.label.clone(), gate.neutral_prompts.clone());
-        Ok(Self { route, hint_label, neutral_prompts })
+        Ok(Self { route, gate: gate.clone(), hint_label: judge.hint.label.clone() })
     }
 }
 
@@ -322,9 +354,11 @@ impl State {
             corrections: 0,
             updates: 0,
             train_seconds: 0.0,
+            rounds: Vec::new(),
         };
         Self {
             kind: method.kind,
+            gated: method.gated,
             student: None,
             remembered: Vec::new(),
             samples: Vec::new(),

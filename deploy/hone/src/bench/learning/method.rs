@@ -26,7 +26,12 @@ pub struct Method {
     pub kind: Kind,
     /// Keys of `[train]` and their values as TOML.
     pub train: Vec<(String, String)>,
+    /// Whether rounds are as a deployment's: some samples held out, and the gate decides.
+    pub gated: bool,
 }
+
+/// The part of a method's name that puts its rounds before the gate.
+const GATE: &str = "gate";
 
 type Known = (&'static str, Kind, &'static [(&'static str, &'static str)]);
 
@@ -56,7 +61,8 @@ pub fn place(name: &str) -> usize {
     KNOWN.iter().position(|(known, ..)| *known == base).unwrap_or(KNOWN.len())
 }
 
-/// The methods of these names, or all. `name+key=value+…` is a method with other `[train]` values.
+/// The methods of these names, or all. `name+key=value+…` is a method with other `[train]` values,
+/// `name+gate` one whose rounds pass the gate.
 pub fn chosen(names: &[String]) -> anyhow::Result<Vec<Method>> {
     if names.is_empty() {
         return KNOWN.iter().map(|(name, ..)| parse(name)).collect();
@@ -74,13 +80,20 @@ fn parse(name: &str) -> anyhow::Result<Method> {
         .ok_or_else(|| UsageError(format!("no method {base:?}; there are {}", names())))?;
     let mut train: Vec<(String, String)> =
         own.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let mut gated = false;
     for part in parts {
+        if part == GATE {
+            gated = true;
+            continue;
+        }
         let (key, value) = part.split_once('=').ok_or_else(|| {
-            UsageError(format!("method {name:?}: {part:?} is not KEY=VALUE of [train]"))
+            UsageError(format!(
+                "method {name:?}: {part:?} is neither KEY=VALUE of [train] nor {GATE:?}"
+            ))
         })?;
         train.push((key.to_owned(), value.to_owned()));
     }
-    Ok(Method { name: name.to_owned(), kind: *kind, train })
+    Ok(Method { name: name.to_owned(), kind: *kind, train, gated })
 }
 
 impl Method {
@@ -125,6 +138,7 @@ mod tests {
     fn a_variant_changes_the_keys_that_it_names_and_stands_behind_its_method() {
         let name = "opd+updates=5+learning_rate=5e-4".to_owned();
         let method = chosen(std::slice::from_ref(&name)).unwrap().remove(0);
+        assert!(!method.gated && chosen(&["opd+gate".to_owned()]).unwrap()[0].gated);
         let train = method.policies(1, 1).unwrap().route("chat").unwrap().train.clone();
         assert_eq!((train.updates, train.learning_rate, train.weight_rl), (5, 5e-4, 0.0));
         assert_eq!(place(&name), place("opd"));

@@ -5,8 +5,10 @@
 //! The trainer's own sampler answers, so no engine and no proxy is in between: what is compared is
 //! the learning. One life is one method and one seed; each finished life is a line of the results
 //! file, and a life that is in the file is not lived again, so that a long comparison can be cut
-//! short and taken up.
+//! short and taken up. With `METHOD+gate` rounds are as a deployment's, and the gate's verdicts on
+//! honest rounds are counted.
 
+mod gated;
 mod life;
 mod method;
 mod report;

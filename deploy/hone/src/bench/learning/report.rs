@@ -23,6 +23,9 @@ pub struct Row {
     pub corrections_mean: f64,
     /// Seconds of training.
     pub train_seconds_mean: f64,
+    /// Rounds that the gate accepted, and rounds that it saw: none without a gate.
+    pub rounds_accepted: usize,
+    pub rounds_gated: usize,
     /// Each life's sessions, by seed: `x` corrected, `o` content.
     pub curves: Vec<String>,
 }
@@ -48,6 +51,7 @@ fn row(method: &str, lives: &[&Life]) -> Row {
     let mean = |figure: &dyn Fn(&Life) -> f64| {
         lives.iter().map(|life| figure(life)).sum::<f64>() / lives.len() as f64
     };
+    let gated = || lives.iter().flat_map(|life| &life.rounds);
     Row {
         method: method.to_owned(),
         seeds: lives.len(),
@@ -57,6 +61,8 @@ fn row(method: &str, lives: &[&Life]) -> Row {
         forgotten_nats: mean(&|life| life.forgotten_nats),
         corrections_mean: mean(&|life| life.corrections as f64),
         train_seconds_mean: mean(&|life| life.train_seconds),
+        rounds_accepted: gated().filter(|verdict| verdict.passed).count(),
+        rounds_gated: gated().count(),
         curves: lives.iter().map(|life| curve(life)).collect(),
     }
 }
@@ -74,6 +80,7 @@ pub fn table(rows: &[Row]) -> String {
         "forgotten, nats/token",
         "corrections",
         "training, s",
+        "accepted by the gate",
         "each life: x corrected, o content",
     ]);
     for row in rows {
@@ -86,6 +93,10 @@ pub fn table(rows: &[Row]) -> String {
             format!("{:.3}", row.forgotten_nats),
             format!("{:.1}", row.corrections_mean),
             format!("{:.0}", row.train_seconds_mean),
+            match row.rounds_gated {
+                0 => "no gate".to_owned(),
+                rounds => format!("{} of {rounds}", row.rounds_accepted),
+            },
             row.curves.join(" "),
         ]);
     }
@@ -108,6 +119,7 @@ mod tests {
             corrections: 4,
             updates: 10,
             train_seconds: 2.0,
+            rounds: Vec::new(),
         };
         let rows = rows(&[life(1, Some(6), 6), life(2, None, 24)]);
         assert_eq!(rows.len(), 1);

@@ -1,0 +1,114 @@
+//! Rounds as a deployment has them: some sessions held out, and the gate decides over the candidate.
+//!
+//! Invariant: split, gate and its policy are the trainer's own; only the samples come from here.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use hone_model::lora::Lora;
+use hone_shared::policy::{GatePolicy, Precision, RoutePolicy};
+use hone_trainer::gate::{self, Case};
+use hone_trainer::sample::Sample;
+use hone_trainer::sample::render::Renderer;
+use hone_trainer::sample::split::{self, Session};
+use hone_trainer::workshop::cpu_kernels;
+use serde::{Deserialize, Serialize};
+
+/// What the gate said to one round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether the candidate was accepted.
+    pub passed: bool,
+    /// The objections, or that there was none.
+    pub reason: String,
+    /// Samples that taught.
+    pub train: usize,
+    /// Samples that tested.
+    pub holdout: usize,
+    /// Nats per token gained on held-out hinted turns.
+    pub hinted_gain: f64,
+    /// Nats per token away from the base on neutral prompts.
+    pub neutral_kl: f64,
+    /// Seconds that the gate took.
+    pub seconds: f64,
+}
+
+/// The gate of a life.
+pub struct Gate<'a> {
+    /// The base model.
+    pub model_dir: &'a PathBuf,
+    /// Its tokenizer and template.
+    pub renderer: &'a Renderer,
+    /// Threads; 0: all.
+    pub threads: usize,
+}
+
+/// The samples that teach and those that test, as a round would part them.
+pub fn parted(samples: Vec<Sample>, seed: u64, share: f64) -> (Vec<Sample>, Vec<Sample>) {
+    let mut secret = [0; 32];
+    secret[..8].copy_from_slice(&seed.to_le_bytes());
+    let sessions: Vec<Session> =
+        samples.iter().map(|s| ("tenant".to_owned(), s.session_id.clone())).collect();
+    let held = split::hold_out(&secret, &sessions, &Default::default(), share);
+    let (mut train, mut holdout) = (Vec::new(), Vec::new());
+    for (sample, held) in samples.into_iter().zip(held) {
+        if held { holdout.push(sample) } else { train.push(sample) }
+    }
+    (train, holdout)
+}
+
+impl Gate<'_> {
+    /// Examines a candidate against what answers now.
+    pub fn examine(
+        &self,
+        (route, policy): (&RoutePolicy, &GatePolicy),
+        (candidate, incumbent, teacher): (&Lora, Option<&Lora>, Option<&Lora>),
+        (train, holdout): (usize, &[Sample]),
+    ) -> anyhow::Result<Verdict> {
+        let begun = Instant::now();
+        let dir: &Path = self.model_dir;
+        let mut compute = cpu_kernels()(dir, self.threads, Precision::F32, &route.train.memory)?;
+        let case =
+            Case { candidate, incumbent, teacher, holdout, train: &route.train, gate: policy };
+        let report = gate::examine(compute.as_mut(), self.renderer, &case)?;
+        Ok(Verdict {
+            passed: report.passed,
+            reason: report.reason(),
+            train,
+            holdout: holdout.len(),
+            hinted_gain: report.signal.hinted_gain,
+            neutral_kl: report.neutral.kl,
+            seconds: begun.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hone_shared::turn::{Generation, TurnId};
+
+    #[test]
+    fn every_sample_teaches_or_tests_and_the_share_is_the_policys() {
+        let sample = |n: u32| Sample {
+            turn_id: TurnId(uuid::Uuid::now_v7()),
+            session_id: n.to_string(),
+            generation: Generation::base(),
+            prompt: vec![n],
+            teachers: Vec::new(),
+            response: vec![1],
+            ended: true,
+            reward: -1.0,
+            demonstration: None,
+        };
+        let all: Vec<Sample> = (0..10).map(sample).collect();
+        let (train, holdout) = parted(all.clone(), 7, 0.2);
+        assert_eq!((train.len(), holdout.len()), (8, 2));
+        assert!(train.iter().all(|s| !holdout.iter().any(|h| h.session_id == s.session_id)));
+        let chosen = |seed| parted(all.clone(), seed, 0.2).1[0].session_id.clone();
+        assert!(
+            (0..20).any(|seed| chosen(seed) != holdout[0].session_id),
+            "another seed parts otherwise"
+        );
+    }
+}
