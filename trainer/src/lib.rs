@@ -51,6 +51,8 @@ pub struct TrainerConfig {
     pub proxy_admin: Option<String>,
     /// How often to look for work, in milliseconds.
     pub poll_ms: u64,
+    /// What computes, see [`compute::open_device`].
+    pub device: String,
 }
 
 /// Why the trainer ended by itself.
@@ -77,6 +79,9 @@ pub enum TrainerError {
     /// The model's weights.
     #[error(transparent)]
     Weights(#[from] hone_model::weights::WeightsError),
+    /// What computes.
+    #[error(transparent)]
+    Compute(#[from] compute::ComputeError),
     /// A round.
     #[error(transparent)]
     Round(#[from] round::RoundError),

@@ -14,7 +14,7 @@ use crate::publish::{self, ProxyAdmin, Publisher, RollbackTo};
 use crate::round::{self, End};
 use crate::sample::render::Renderer;
 use crate::work;
-use crate::workshop::{Kernels, Workshop, cpu_kernels};
+use crate::workshop::{Kernels, Workshop, kernels};
 use crate::{TrainerConfig, TrainerError};
 use hone_shared::clock::{Clock, now_ms};
 use hone_shared::data_dir::RunFile;
@@ -35,9 +35,10 @@ const LATER_LAST_MS: u64 = 60_000;
 /// Tries to publish before a round is given up.
 const LATER_MAX: u32 = 60;
 
-/// Runs the trainer until `shutdown`.
+/// Runs the trainer until `shutdown`, with the kernels of its device.
 pub async fn run(cfg: TrainerConfig, shutdown: CancellationToken) -> Result<(), TrainerError> {
-    run_with(cfg, shutdown, cpu_kernels()).await
+    let kernels = kernels(&cfg.device)?;
+    run_with(cfg, shutdown, kernels).await
 }
 
 /// As [`run`], with kernels of the caller's choice.
@@ -233,7 +234,10 @@ fn begin_if_due(
     let mut pool = shop.store.trainable(&route.name, round::POOL_MAX)?;
     pool.retain(|(turn, _)| route.matches.takes_tenant(&turn.tenant));
     let last = shop.store.last_round(&route.name)?;
-    if !is_due(route, &pool, last.as_ref(), now_ms()) {
+    let now_ms = now_ms();
+    let ended_ms = shop.store.last_turn_ended_ms()?.unwrap_or(now_ms);
+    let quiet_ms = u64::try_from(now_ms - ended_ms).unwrap_or(0);
+    if !is_due(route, &pool, last.as_ref(), now_ms, quiet_ms) {
         return Ok(None);
     }
     Ok(Some(round::begin(shop, route, &pool, last.as_ref())?))

@@ -21,6 +21,7 @@ fn config(lab: &Lab, url: &str) -> TrainerConfig {
         engine_url: url.to_owned(),
         proxy_admin: Some(url.to_owned()),
         poll_ms: 20,
+        device: "cpu".into(),
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! Invariant: an adapter is only taken from the registry, and only if it was made for this base.
 
-use crate::compute::{self, Compute, ComputeError, CpuCompute, Limits};
+use crate::compute::{self, Compute, ComputeError, CpuCompute, DeviceCompute, Limits, open_device};
 use crate::driver::Driver;
 use crate::publish::ProxyAdmin;
 use crate::sample::render::Renderer;
@@ -26,15 +26,24 @@ pub type Kernels = Arc<dyn Fn(&Path, usize, Precision, &MemoryPolicy) -> MadeKer
 /// Kernels, or why there are none.
 pub type MadeKernels = Result<Box<dyn Compute>, ComputeError>;
 
+/// The kernels of a device by name, see [`open_device`].
+///
+/// # Errors
+/// There is no such device.
+pub fn kernels(device: &str) -> Result<Kernels, ComputeError> {
+    let Some(device) = open_device(device)? else { return Ok(cpu_kernels()) };
+    Ok(Arc::new(move |dir, _, precision, memory| {
+        let (precision, device) = (compute_precision(precision), device.clone());
+        let made = DeviceCompute::new(dir, device, precision, memory.logits_bytes_max)?;
+        Ok(Box::new(made) as Box<dyn Compute>)
+    }))
+}
+
 /// The kernels that run on the CPU.
 pub fn cpu_kernels() -> Kernels {
     Arc::new(|dir, threads, precision, memory| {
-        let precision = match precision {
-            Precision::Bf16 => compute::Precision::Bf16,
-            Precision::F32 => compute::Precision::F32,
-        };
         let limits = Limits {
-            precision,
+            precision: compute_precision(precision),
             activation_bytes_max: memory.activation_bytes_max,
             turned_bytes_max: memory.turned_bytes_max,
             logits_bytes_max: memory.logits_bytes_max,
@@ -43,6 +52,13 @@ pub fn cpu_kernels() -> Kernels {
         };
         Ok(Box::new(CpuCompute::with_limits(dir, threads, limits)?) as Box<dyn Compute>)
     })
+}
+
+fn compute_precision(asked: Precision) -> compute::Precision {
+    match asked {
+        Precision::Bf16 => compute::Precision::Bf16,
+        Precision::F32 => compute::Precision::F32,
+    }
 }
 
 /// Why an adapter cannot be used.

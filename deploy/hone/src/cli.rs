@@ -249,6 +249,10 @@ pub struct TrainerArgs {
     /// How often to look for new turns, in milliseconds.
     #[arg(long, default_value_t = 500)]
     pub poll_ms: u64,
+    /// What trains: `cpu`; `cuda`, `cuda:N`, `metal` or `metal:N` in a build with that feature; `auto`
+    /// is a GPU where build and machine have one.
+    #[arg(long, env = "HONE_DEVICE", default_value = "auto")]
+    pub device: String,
     /// Niceness of the process: serving goes first.
     #[arg(long, default_value_t = TRAINER_NICE)]
     pub nice: i32,

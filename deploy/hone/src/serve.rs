@@ -121,6 +121,7 @@ pub fn trainer(args: TrainerArgs) -> anyhow::Result<()> {
         engine_url: args.engine,
         proxy_admin: args.proxy_admin,
         poll_ms: args.poll_ms,
+        device: args.device,
     };
     runtime()?.block_on(async {
         hone_trainer::run(config, shutdown_signal()).await.context("the trainer stopped")

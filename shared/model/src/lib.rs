@@ -14,6 +14,7 @@ pub mod config;
 pub mod fetch;
 pub mod gguf;
 pub mod lora;
+pub mod ops;
 pub mod oracle;
 pub mod progress;
 pub mod testing;

@@ -1,19 +1,19 @@
 //! A plain, differentiable Llama in candle: what faster code is checked against.
 //!
-//! Only operations whose gradient candle knows are used. candle-nn's fused `rms_norm`, `rope` and
-//! `softmax_last_dim` cut the gradient without an error, so norm and rope are written out here.
-//! No cache, no batching: one sequence at a time, every position computed. Invariant: with an
+//! Only operations whose gradient candle knows are used (see [`crate::ops`]). No cache, no batching:
+//! one sequence at a time, every position computed. Invariant: with an
 //! adapter whose B is zero, the result is the base model's.
 
 mod adapter;
 
 use std::path::Path;
 
-use candle_core::{D, DType, Device, Tensor};
-use candle_nn::ops::{log_softmax, silu, softmax};
+use candle_core::{D, Device, Tensor};
+use candle_nn::ops::silu;
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::lora::{Lora, Proj};
+use crate::ops::{self, log_softmax, repeat, rms_norm, rotate, softmax};
 use crate::weights::{Weights, WeightsError};
 
 pub use adapter::LoraVars;
@@ -135,7 +135,7 @@ impl CandleLlama {
         let rows = hidden.narrow(0, prompt.len() - 1, response.len())?;
         let logits = rows.matmul(&self.head.t()?)?;
         let targets = Tensor::new(response, &self.device)?.unsqueeze(1)?;
-        Ok(log_softmax(&logits, D::Minus1)?.gather(&targets, 1)?.squeeze(1)?)
+        Ok(log_softmax(&logits)?.gather(&targets, 1)?.squeeze(1)?)
     }
 
     /// Gradient of a loss that depends on the response's log-probabilities only: `slope` gets them
@@ -197,8 +197,9 @@ impl CandleLlama {
             return Err(OracleError::Input(format!("token {token} is not in the vocabulary")));
         }
         let eps = self.config.rms_eps;
-        let (cos, sin) = self.rotation(length)?;
-        let mask = self.causal_mask(length)?;
+        let frequencies = self.config.rope_frequencies();
+        let (cos, sin) = ops::rotation(&frequencies, 0, length, &self.device)?;
+        let mask = ops::causal_mask(length, &self.device)?;
         let ids = Tensor::new(tokens, &self.device)?;
         let mut x = self.embedding.index_select(&ids, 0)?;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -235,23 +236,8 @@ impl CandleLlama {
         let k = rotate(&k.transpose(0, 1)?.contiguous()?, cos, sin)?;
         let (k, v) = (repeat(&k, heads / kv_heads)?, repeat(&v, heads / kv_heads)?);
         let scores = (q.matmul(&k.t()?.contiguous()?)? / (head_dim as f64).sqrt())?;
-        let weights = softmax(&scores.broadcast_add(mask)?, D::Minus1)?;
+        let weights = softmax(&scores.broadcast_add(mask)?)?;
         weights.matmul(&v)?.transpose(0, 1)?.contiguous()?.reshape((length, heads * head_dim))
-    }
-
-    /// Cosines and sines `(T, head_dim / 2)` of every position's angles.
-    fn rotation(&self, length: usize) -> candle_core::Result<(Tensor, Tensor)> {
-        let frequencies = Tensor::new(self.config.rope_frequencies(), &self.device)?;
-        let positions = Tensor::arange(0u32, length as u32, &self.device)?.to_dtype(DType::F32)?;
-        let angles = positions.unsqueeze(1)?.matmul(&frequencies.unsqueeze(0)?)?;
-        Ok((angles.cos()?, angles.sin()?))
-    }
-
-    /// `(T, T)`: 0 where a position may look, minus infinity where it may not.
-    fn causal_mask(&self, length: usize) -> candle_core::Result<Tensor> {
-        let value = |at: usize| if at % length > at / length { f32::NEG_INFINITY } else { 0.0 };
-        let values: Vec<f32> = (0..length * length).map(value).collect();
-        Tensor::from_vec(values, (length, length), &self.device)
     }
 }
 
@@ -304,32 +290,6 @@ impl Layer {
             None => Ok(y),
         }
     }
-}
-
-/// `x / √(mean(x²) + eps) · weight` over the last dimension (Zhang & Sennrich 2019).
-fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
-    let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
-    x.broadcast_div(&(mean + eps)?.sqrt()?)?.broadcast_mul(weight)
-}
-
-/// Rotary embedding of `(heads, T, head_dim)`, halves rotated against each other (Su et al. 2021,
-/// in Hugging Face's layout).
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
-    let (low, high) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let first = (low.broadcast_mul(cos)? - high.broadcast_mul(sin)?)?;
-    let second = (high.broadcast_mul(cos)? + low.broadcast_mul(sin)?)?;
-    Tensor::cat(&[first, second], D::Minus1)
-}
-
-/// Each key or value head serves `times` neighbouring query heads.
-fn repeat(x: &Tensor, times: usize) -> candle_core::Result<Tensor> {
-    let (heads, length, width) = x.dims3()?;
-    x.unsqueeze(1)?.expand((heads, times, length, width))?.contiguous()?.reshape((
-        heads * times,
-        length,
-        width,
-    ))
 }
 
 #[cfg(test)]

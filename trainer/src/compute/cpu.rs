@@ -22,7 +22,7 @@ use super::math::Rope;
 use super::model::Model;
 use super::sampler::Sampler;
 use super::state::{State, Trail};
-use super::{Compute, ComputeError, Gradient, Rollout, SampleParams, Sequence};
+use super::{Compute, ComputeError, Gradient, Rollout, SampleParams, Sequence, check};
 
 /// What a [`CpuCompute`] may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,22 +154,7 @@ impl CpuCompute {
         &mut self,
         sequences: impl Iterator<Item = (&'a [u32], &'a [u32])>,
     ) -> Result<(), ComputeError> {
-        let (vocab, max) = (self.model.config.vocab, self.model.config.max_positions);
-        let mut longest = 0;
-        for (index, (prompt, response)) in sequences.enumerate() {
-            if prompt.is_empty() {
-                return Err(ComputeError::EmptyPrompt(index));
-            }
-            let tokens = prompt.len() + response.len();
-            if tokens > max {
-                return Err(ComputeError::TooLong { index, tokens, max });
-            }
-            let foreign = prompt.iter().chain(response).find(|t| **t as usize >= vocab);
-            if let Some(&token) = foreign {
-                return Err(ComputeError::UnknownToken { index, token, vocab });
-            }
-            longest = longest.max(tokens);
-        }
+        let longest = check::sequences(&self.model.config, sequences)?;
         self.rope.reserve(longest);
         Ok(())
     }
@@ -190,27 +175,6 @@ impl CpuCompute {
         };
         self.pool.install(|| packed.fill(lora));
         Ok(Some(packed))
-    }
-
-    /// Checks that what is asked fits the sequences, the model and the vocabulary.
-    fn check_looks(&self, sequences: &[Sequence], looks: &[Look]) -> Result<(), ComputeError> {
-        if !looks.is_empty() && looks.len() != sequences.len() {
-            return Err(ComputeError::LookShape(looks.len()));
-        }
-        let (vocab, width) = (self.model.config.vocab, self.model.config.hidden);
-        for (index, (sequence, look)) in sequences.iter().zip(looks).enumerate() {
-            let tokens = sequence.response.len();
-            let states = look.against.as_ref().map(|against| against.state.len());
-            let fits = (look.at.is_empty() || look.at.len() == tokens)
-                && states.is_none_or(|found| found == tokens * width);
-            if !fits {
-                return Err(ComputeError::LookShape(index));
-            }
-            if let Some(&token) = look.at.iter().flatten().find(|t| **t as usize >= vocab) {
-                return Err(ComputeError::UnknownToken { index, token, vocab });
-            }
-        }
-        Ok(())
     }
 
     /// Most rows that go through the head at a time.
@@ -301,10 +265,6 @@ fn units(spans: &[Span], most: usize) -> Vec<&[Span]> {
     units
 }
 
-fn pairs(sequences: &[Sequence]) -> impl Iterator<Item = (&[u32], &[u32])> {
-    sequences.iter().map(|s| (s.prompt.as_slice(), s.response.as_slice()))
-}
-
 impl Compute for CpuCompute {
     fn interrupt_by(&mut self, stop: CancellationToken) {
         self.stop = stop;
@@ -337,8 +297,8 @@ impl Compute for CpuCompute {
         sequences: &[Sequence],
         looks: &[Look],
     ) -> Result<Vec<Sight>, ComputeError> {
-        self.check(pairs(sequences))?;
-        self.check_looks(sequences, looks)?;
+        self.check(check::pairs(sequences))?;
+        check::looks(&self.model.config, sequences, looks)?;
         let mut room = take(&mut self.room);
         let Room { trail, logits, packed, x, .. } = &mut room;
         let pass = self.pass(self.packed(adapter, packed)?);
@@ -378,8 +338,8 @@ impl Compute for CpuCompute {
         looks: &[Look],
         loss: &mut dyn FnMut(usize, &Sight) -> Slopes,
     ) -> Result<Gradient, ComputeError> {
-        self.check(pairs(sequences))?;
-        self.check_looks(sequences, looks)?;
+        self.check(check::pairs(sequences))?;
+        check::looks(&self.model.config, sequences, looks)?;
         let mut room = take(&mut self.room);
         let Room { trail, backward, logits, packed, collector, x, dx } = &mut room;
         let packed = self.packed(Some(adapter), packed)?.ok_or(ComputeError::AdapterShape)?;

@@ -1,7 +1,8 @@
 //! The trainer's arithmetic: score tokens, differentiate a loss, draw replies.
 //!
 //! [`Compute`] is the seam; [`CpuCompute`] implements it with a hand-written forward and backward
-//! pass on raw `f32` buffers, optionally with bf16 matrix products. Only the LoRA adapter gets
+//! pass on raw `f32` buffers, optionally with bf16 matrix products, [`DeviceCompute`] with candle's
+//! operations on a GPU. Only the LoRA adapter gets
 //! gradients; through frozen weights only the activations' gradient is computed.
 //!
 //! Invariant: results depend on the inputs and the seed, not on the number of threads, the order
@@ -12,7 +13,10 @@ mod attention;
 mod backward;
 mod batch;
 pub mod bench;
+mod check;
+mod choice;
 mod cpu;
+mod device;
 mod forward;
 mod head;
 mod kernels;
@@ -29,7 +33,9 @@ use hone_model::lora::Lora;
 use hone_model::weights::WeightsError;
 use tokio_util::sync::CancellationToken;
 
+pub use choice::open_device;
 pub use cpu::{CpuCompute, Limits};
+pub use device::DeviceCompute;
 pub use kernels::Precision;
 pub use look::{Against, Direction, Look, Sight, Slopes};
 
@@ -129,6 +135,17 @@ pub enum ComputeError {
     /// What is asked about a sequence does not fit it.
     #[error("what is asked about sequence {0} does not fit its response or the model")]
     LookShape(usize),
+    /// A device was asked for that there is not.
+    #[error("no device {name:?}: {why}")]
+    NoDevice {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        why: String,
+    },
+    /// A device, such as a GPU, refused or failed.
+    #[error("the compute device: {0}")]
+    Device(#[from] candle_core::Error),
     /// A result is infinite or not a number.
     #[error("{0} is not finite")]
     NotFinite(&'static str),

@@ -176,8 +176,7 @@ impl Sampler<'_> {
     }
 
     fn begin(&self, (prompt, reply): (usize, usize), slot: usize, prefix: Range<usize>) -> Live {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.params.seed);
-        rng.set_stream(((prompt as u64) << 32) | reply as u64);
+        let rng = generator(self.params.seed, prompt, reply);
         let room = self.pass.model.config.max_positions.saturating_sub(prefix.len());
         let tokens_max = self.params.tokens_max.min(room);
         let rollout = Rollout { tokens: Vec::new(), logprobs: Vec::new(), ended: false };
@@ -224,17 +223,35 @@ impl Sampler<'_> {
                 &chunk[row * width..(row + 1) * width]
             })
             .collect();
-        let most = chunks.iter().map(|c| math::max(c)).fold(f32::NEG_INFINITY, f32::max);
-        let sum: f32 = chunks.iter().map(|c| math::exp_sum(c, most, 1.0)).sum();
-        let token = match self.params.temperature {
-            t if t > 0.0 => draw(&chunks, most, 1.0 / t, live.rng.random::<f32>()),
-            _ => chunks.iter().flat_map(|c| c.iter()).position(|l| *l >= most).unwrap_or(0),
-        };
-        let logit = chunks[token / VOCAB_CHUNK][token % VOCAB_CHUNK];
-        live.rollout.tokens.push(token as u32);
-        live.rollout.logprobs.push(logit - most - sum.ln());
-        live.rollout.ended = self.params.eos.contains(&(token as u32));
+        choose(&mut live.rollout, &chunks, self.params, &mut live.rng);
     }
+}
+
+/// The generator of one reply.
+pub(super) fn generator(seed: u64, prompt: usize, reply: usize) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(((prompt as u64) << 32) | reply as u64);
+    rng
+}
+
+/// Adds a token to a reply, drawn from the logits of the whole vocabulary in chunks of at most
+/// [`VOCAB_CHUNK`], all but the last of them full.
+pub(super) fn choose(
+    rollout: &mut Rollout,
+    chunks: &[&[f32]],
+    params: &SampleParams,
+    rng: &mut ChaCha8Rng,
+) {
+    let most = chunks.iter().map(|c| math::max(c)).fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = chunks.iter().map(|c| math::exp_sum(c, most, 1.0)).sum();
+    let token = match params.temperature {
+        t if t > 0.0 => draw(chunks, most, 1.0 / t, rng.random::<f32>()),
+        _ => chunks.iter().flat_map(|c| c.iter()).position(|l| *l >= most).unwrap_or(0),
+    };
+    let logit = chunks[token / VOCAB_CHUNK][token % VOCAB_CHUNK];
+    rollout.tokens.push(token as u32);
+    rollout.logprobs.push(logit - most - sum.ln());
+    rollout.ended = params.eos.contains(&(token as u32));
 }
 
 /// The token at quantile `u` of the distribution `e^((logit − most) · scale)`.

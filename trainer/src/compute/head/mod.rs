@@ -22,6 +22,7 @@ use super::math;
 use super::model::{Model, VOCAB_CHUNK};
 use super::scratch::Scratch;
 use divergence::Other;
+pub(in crate::compute) use top::largest;
 
 /// Fewest rows of logits that are worth a task.
 const ROWS_MIN: usize = 8;

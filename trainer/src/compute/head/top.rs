@@ -11,7 +11,7 @@ fn order(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
 }
 
 /// The `k` largest of `logits`, in order; their tokens count from `first`.
-pub(super) fn largest(logits: &[f32], first: usize, k: usize) -> Vec<(u32, f32)> {
+pub(in crate::compute) fn largest(logits: &[f32], first: usize, k: usize) -> Vec<(u32, f32)> {
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(k + 1);
     if k == 0 {
         return best;
