@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hone_shared::policy::{PolicySet, RedactionPolicy};
 use hone_shared::redact::{Counts, Side};
-use hone_shared::store::{IngestPos, IngestTurn, Store, flags};
+use hone_shared::store::{IngestPos, IngestTurn, Store, TurnReader, flags};
 use hone_shared::turn::{Begin, Done};
 use planted::{harmless, planted};
 use records::{begin, done};
@@ -123,6 +123,41 @@ fn nothing_that_is_redacted_reaches_the_file_and_counts_do() {
         assert!(!place.bytes_hold(text), "{text}");
     }
     assert!(place.bytes_hold("[email]"), "the search itself works");
+}
+
+#[test]
+fn a_message_that_was_read_before_is_stored_as_if_it_were_new() {
+    let mut place = Place::new();
+    let mut reader = TurnReader::new([7; 32]);
+    let mut put = |(begin, done): (Begin, Done), policies: &[Arc<RedactionPolicy>]| {
+        let id = begin.turn_id;
+        let turn = reader.read(begin, Some(done), policies);
+        place.at += 1;
+        let pos = IngestPos { boot: "b".into(), segment: 0, offset: place.at };
+        assert_eq!(place.store.insert_batch(&[turn], &pos).unwrap().stored, 1);
+        place.store.turn(id).unwrap().unwrap()
+    };
+    let (asked, told) = (user("I am amy@mail.example.org"), user("plain words"));
+    let first = json!([asked, told]);
+    // Read where nothing is redacted, then where it is, then by a policy that was loaded again.
+    let open = put(exchange(first.clone(), "an answer"), &[]);
+    assert_eq!(open.messages, [asked.clone(), told.clone()]);
+    let hidden = [user("I am [email]"), told.clone()];
+    for policies in [[personal()], [personal()]] {
+        for _ in 0..2 {
+            let turn = put(exchange(first.clone(), "an answer"), &policies);
+            assert_eq!(turn.messages, hidden);
+        }
+    }
+    // The history comes back, read before; what is new in it is not.
+    let longer = json!([asked, told, assistant("an answer"), user("mail bob@mail.example.org")]);
+    let child = put(exchange(longer, "done"), &[personal()]);
+    assert_eq!(child.messages[..2], hidden);
+    assert_eq!(child.messages[3], user("mail [email]"));
+    assert_eq!(child.link, Some(hone_shared::link::LinkKind::Exact));
+    let (other, done) = exchange(first, "an answer");
+    let stranger = put((Begin { tenant: "t2".into(), ..other }, done), &[personal()]);
+    assert_eq!((stranger.messages.as_slice(), stranger.repeat_of), (&hidden[..], None));
 }
 
 #[test]

@@ -271,6 +271,50 @@ fn a_store_of_the_first_schema_is_migrated_with_all_its_rows() {
 }
 
 #[test]
+fn a_store_of_schema_6_loses_nothing_but_the_names_that_an_erasure_had_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.sqlite");
+    let mut store = Store::open(&path).unwrap();
+    let turns = ["kept", "emptied"].map(|text| turn(|_, _| {}, said(text)));
+    let [kept, emptied] = turns.each_ref().map(|turn| turn.begin.turn_id);
+    store.insert_batch(&turns, &pos(1)).unwrap();
+    drop(store);
+    let old = Connection::open(&path).unwrap();
+    // What a program of before schema 6 left of an erased turn.
+    old.execute_batch(
+        "CREATE INDEX turns_by_age ON turns (route, started_ms);
+         INSERT INTO facets (route, tenant, outcome, model, verdict, others)
+             VALUES ('chat', 'who was forgotten', 'complete', 'their text', -1, 0);
+         UPDATE turns SET flags = flags | 131072, tenant = 'forgotten', model = NULL,
+             facet = last_insert_rowid() WHERE id = 2;
+         PRAGMA user_version = 6;",
+    )
+    .unwrap();
+    let rows = |conn: &Connection, sql: &str| -> String {
+        conn.query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let all = "SELECT group_concat(turn_id || session_id || prompt || params || route) FROM turns";
+    let before = rows(&old, all);
+    let links = "SELECT group_concat(hex(hash) || turn) FROM link_index";
+    let links_before = rows(&old, links);
+
+    let mut store = Store::open(&path).unwrap();
+    assert_eq!(store.integrity_check().unwrap(), ["ok"]);
+    assert_eq!((rows(&old, all), rows(&old, links)), (before, links_before));
+    assert_eq!(store.turn(kept).unwrap().unwrap().messages[0]["content"], "kept");
+    let facets =
+        rows(&old, "SELECT group_concat(tenant || ':' || model || ':' || verdict) FROM facets");
+    assert_eq!(facets, "tenant:m:9,forgotten::9");
+    let of = |tenant: &str| {
+        let filter = TurnFilter { tenant: Some(tenant.into()), ..TurnFilter::default() };
+        all_pages(&store, &filter, 5).iter().map(|line| line.turn_id).collect::<Vec<_>>()
+    };
+    assert_eq!((of("tenant"), of("forgotten")), (vec![kept], vec![emptied]));
+    store.insert_batch(&[turn(|_, _| {}, said("more"))], &pos(2)).unwrap();
+    assert_eq!(store.counts().unwrap().turns, 3);
+}
+
+#[test]
 fn what_another_process_deletes_is_stored_again_and_never_mistaken() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.sqlite");

@@ -79,12 +79,19 @@ const WITH_SUBPATHS: &[&str] = &["slots", "admin", "calibration"];
 const OPERATIONS: &[(&str, &[&str])] =
     &[("models", &["load", "unload", "reload", "tune"]), ("system", &["doctor"])];
 
+/// What nearly every request asks for, spelled as nearly every client does.
+const ASKED_MOST: &[&[u8]] =
+    &[b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/messages"];
+
 /// Rounds of percent-decoding; a path that still changes after them is refused as hostile.
 const DECODE_ROUNDS_MAX: usize = 4;
 
 /// Whether a raw request target (origin or absolute form, with or without a query) is an admin
 /// endpoint.
 pub fn is_admin(method: &Method, raw_target: &[u8]) -> bool {
+    if ASKED_MOST.contains(&raw_target) {
+        return false;
+    }
     let mut path = origin_path(raw_target).to_ascii_lowercase();
     for _ in 0..DECODE_ROUNDS_MAX {
         if names_admin(method, &path) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hone_shared::clock::now_ms;
 use hone_shared::spool::{Follower, claim_dead_in};
-use hone_shared::store::{IngestFeedback, IngestTurn, Inserted, Store, StoreError};
+use hone_shared::store::{IngestFeedback, Inserted, Store, StoreError, TurnReader};
 use hone_shared::turn::{DropReason, Gap};
 
 use super::gathered::Gathered;
@@ -30,6 +30,7 @@ struct OutOfTime;
 
 pub(super) struct Worker {
     cfg: IngestConfig,
+    reader: TurnReader,
     shared: Arc<Shared>,
     store: Option<Store>,
     /// Device and inode of the store's file.
@@ -52,6 +53,7 @@ impl Worker {
         let (sources, stuck) = (Vec::new(), BTreeSet::new());
         let upkeep_at = Instant::now();
         Self {
+            reader: TurnReader::new(cfg.secret),
             cfg,
             shared,
             store: None,
@@ -269,7 +271,7 @@ impl Worker {
         true
     }
 
-    fn take(&self, event: Event, gathered: &mut Gathered) {
+    fn take(&mut self, event: Event, gathered: &mut Gathered) {
         if !matches!(event, Event::Nothing) {
             gathered.since.get_or_insert_with(Instant::now);
         }
@@ -284,9 +286,7 @@ impl Worker {
                     begin.body.len() + done.as_ref().map_or(0, |done| done.body.len());
                 gathered.ids.insert(begin.turn_id);
                 let redactions = self.cfg.policies.redactions_of(&begin.route);
-                let secret = &self.cfg.secret;
-                let turn = IngestTurn::parse_redacted(secret, begin, done, &redactions);
-                gathered.batch.turns.push(turn);
+                gathered.batch.turns.push(self.reader.read(begin, done, &redactions));
             }
             Event::Orphan(turn) => gathered.orphans.push(turn),
             Event::Gap(gap) => gathered.batch.gaps.push(gap),

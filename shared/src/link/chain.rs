@@ -88,10 +88,40 @@ pub struct History {
     pub skeleton: Chain,
 }
 
+/// The hashes of one message by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageHashes {
+    exact: Hash,
+    /// `None` for a message that has no loose form.
+    loose: Option<Hash>,
+}
+
+impl MessageHashes {
+    /// Hashes a message.
+    pub fn of(key: &LinkKey, message: &Value) -> Self {
+        let exact = key.hash("message", &[&canon(message)]);
+        let loose = canon_loose(message).map(|bytes| key.hash("message", &[&bytes]));
+        Self { exact, loose }
+    }
+}
+
 impl History {
     /// Hashes every prefix of the messages. History that is only named is part of what comes before
     /// the first: "yes" to one response is not "yes" to another.
     pub fn of(key: &LinkKey, route: &str, named: &Named, messages: &[Value]) -> Self {
+        let hashes: Vec<_> =
+            messages.iter().map(|message| MessageHashes::of(key, message)).collect();
+        Self::over(key, route, named, messages, &hashes)
+    }
+
+    /// As [`History::of`], of messages whose hashes are known.
+    pub fn over(
+        key: &LinkKey,
+        route: &str,
+        named: &Named,
+        messages: &[Value],
+        hashes: &[MessageHashes],
+    ) -> Self {
         let names = names(named, messages);
         let begin = |purpose: &str| {
             let mut parts = vec![&b"v1"[..], route.as_bytes()];
@@ -102,9 +132,9 @@ impl History {
         };
         let (mut exact, mut loose) = (begin("chain"), begin("loose"));
         let mut skeleton = begin("skeleton");
-        for message in messages {
-            exact.prefixes.push(step(key, "chain", &exact.last(), &canon(message)));
-            let form = canon_loose(message).map(|bytes| key.hash("message", &[&bytes]));
+        for (message, hashes) in messages.iter().zip(hashes) {
+            exact.prefixes.push(key.hash("chain", &[&exact.last(), &hashes.exact]));
+            let form = hashes.loose;
             let add = |chain: &mut Chain, purpose: &str, form: Option<&Hash>| {
                 let before = chain.last();
                 chain.prefixes.push(form.map_or(before, |f| key.hash(purpose, &[&before, f])));

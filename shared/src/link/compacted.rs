@@ -14,7 +14,7 @@ use serde_json::json;
 use super::canon::loose_text;
 use super::chain::is_assistant;
 use super::choose::Match;
-use super::entries::{assistant_hash, session_hash};
+use super::entries::{assistant_hashes, session_hash};
 use super::resolve::{Found, Probe};
 use super::{HashKind, LinkIndex, LinkKind, SUMMARY_CHARS_MIN};
 
@@ -35,8 +35,8 @@ impl<I: LinkIndex> Probe<'_, I> {
         for (at, text) in &texts {
             for quote in pieces(text) {
                 let answer = json!({"role": "assistant", "content": quote});
-                let Some(hash) = assistant_hash(self.key, &answer) else { continue };
-                let found = self.find_recent(HashKind::Assistant, &hash)?;
+                let Some(hashes) = assistant_hashes(self.key, &answer) else { continue };
+                let found = self.find_recent(HashKind::Assistant, &hashes)?;
                 if let Some(link) = self.only(found, matched(*at, 0.7)) {
                     return Ok(Some(link));
                 }

@@ -57,11 +57,13 @@ fn answer(
             add(HashKind::Out, step(key, "chain", before, &canon(message)), *index);
         }
         let form = Loose::of(message);
-        if let (Some(before), Some(form)) = (loose.of_first(before), &form) {
-            add(HashKind::LooseOut, step(key, "loose", before, &form.bytes), *index);
+        let Some(form) = form else { return };
+        let message_hash = key.hash("message", &[&form.bytes]);
+        if let Some(before) = loose.of_first(before) {
+            add(HashKind::LooseOut, key.hash("loose", &[before, &message_hash]), *index);
         }
-        if let Some(hash) = form.and_then(|form| telling_hash(key, &form)) {
-            add(HashKind::Assistant, hash, *index);
+        if form.is_telling {
+            add(HashKind::Assistant, assistant_of(key, &message_hash), *index);
         }
     };
     chained(messages, message);
@@ -92,13 +94,17 @@ fn prefilled(begun: &Value, answer: &Value) -> Option<Value> {
     Some(whole)
 }
 
-/// The hash of an answer by itself; `None` when it is too short to say which turn it is.
-pub(super) fn assistant_hash(key: &LinkKey, message: &Value) -> Option<Hash> {
-    telling_hash(key, &Loose::of(message)?)
+/// The hashes of an answer by itself: as it is indexed, then as it was until schema 7. `None` when
+/// it is too short to say which turn it is.
+pub(super) fn assistant_hashes(key: &LinkKey, message: &Value) -> Option<[Hash; 2]> {
+    let form = Loose::of(message).filter(|form| form.is_telling)?;
+    let message_hash = key.hash("message", &[&form.bytes]);
+    Some([assistant_of(key, &message_hash), key.hash("assistant", &[&form.bytes])])
 }
 
-fn telling_hash(key: &LinkKey, form: &Loose) -> Option<Hash> {
-    form.is_telling.then(|| key.hash("assistant", &[&form.bytes]))
+/// Over a hash that is there already, and not over the text again.
+fn assistant_of(key: &LinkKey, message_hash: &Hash) -> Hash {
+    key.hash("assistant message", &[message_hash])
 }
 
 /// The hash of a tool call's id; `None` when it is too predictable to say which turn it is.
@@ -159,4 +165,49 @@ pub fn tool_call_entropy_bits(id: &str) -> f64 {
     };
     let used = distinct.len().max(1) as f64;
     chars.len() as f64 * alphabet.log2().min(used.log2())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Answers, History, LinkKind, MemoryIndex, Resolution, resolve};
+    use super::*;
+    use crate::turn::{Outcome, TurnId};
+    use crate::wire::Named;
+
+    #[test]
+    fn an_answer_that_was_indexed_before_schema_7_is_found_by_itself() {
+        let key = LinkKey::new(&[7; 32], "t");
+        let answer =
+            json!({"role": "assistant", "content": "Paris is the capital of it, I think."});
+        let messages = [answer.clone(), json!({"role": "user", "content": "Are you sure?"})];
+        let named = Named::default();
+        let history = |messages: &[Value]| History::of(&key, "chat", &named, messages);
+        let (before, after) = (history(&[]), history(&messages));
+        let child = Incoming {
+            turn_id: TurnId::now(),
+            started_ms: 2,
+            messages: &messages,
+            shown: &messages,
+            history: &after,
+            named: &named,
+            explicit_session: None,
+            person: "",
+            client: "",
+            retry: false,
+            idempotency_key: None,
+        };
+        let (turn_id, none): (_, &[Value]) = (TurnId::now(), &[]);
+        let parent = Incoming { turn_id, messages: none, history: &before, ..child };
+        let session_id = turn_id.to_string();
+        let root = Resolution { session_id, link: None, repeat_of: None, retry: false };
+        let answers = Answers { outcome: Outcome::Complete, choices: vec![] };
+        let form = Loose::of(&answer).unwrap();
+        let hash = key.hash("assistant", &[&form.bytes]);
+        let mut index = MemoryIndex::default();
+        let entry = Entry { kind: HashKind::Assistant, hash, choice: 0 };
+        index.insert(&parent, &root, answers, &[entry]);
+        let Ok(found) = resolve(&index, &key, &child);
+        let link = found.link.unwrap();
+        assert_eq!((link.parent, link.kind), (turn_id, LinkKind::Truncated));
+    }
 }

@@ -32,7 +32,7 @@ use crate::turn::{Outcome, TurnId};
 use crate::wire::{Choice, Named};
 
 pub use canon::{canon, fold, loose_text};
-pub use chain::{Chain, History, LinkKey};
+pub use chain::{Chain, History, LinkKey, MessageHashes};
 pub use entries::{entries, tool_call_entropy_bits};
 pub use kinds::{HashKind, LinkKind, UnknownLinkKind};
 pub use memory::MemoryIndex;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::canon::{canon_loose, loose_text};
 use super::chain::{LinkKey, instructions, is_assistant, references};
 use super::choose::{Asker, Match};
-use super::entries::{assistant_hash, call_hash, idempotency_hash, scoped_call_hash};
+use super::entries::{assistant_hashes, call_hash, idempotency_hash, scoped_call_hash};
 use super::similar::Grams;
 use super::{
     CANDIDATES_MAX, Candidate, Hash, HashKind, Incoming, Link, LinkIndex, LinkKind, PROBES_MAX,
@@ -249,10 +249,10 @@ impl<I: LinkIndex> Probe<'_, I> {
     /// The last answer by itself: of the asker's own turns, or of only one turn of the last day.
     fn truncated(&self, last: usize) -> Result<Found, I::Error> {
         let answer = self.incoming.messages.get(last);
-        let Some(hash) = answer.and_then(|answer| assistant_hash(self.key, answer)) else {
+        let Some(hashes) = answer.and_then(|answer| assistant_hashes(self.key, answer)) else {
             return Ok(None);
         };
-        let found = self.find(HashKind::Assistant, &hash)?;
+        let found = self.find_any(HashKind::Assistant, &hashes)?;
         let own = |turn: &Candidate| self.asker.session.as_ref() == Some(&turn.session_id);
         if found.iter().any(own) {
             let found = found.into_iter().filter(own).collect();
@@ -266,15 +266,21 @@ impl<I: LinkIndex> Probe<'_, I> {
         self.incoming.started_ms.saturating_sub(turn.started_ms) <= TRUNCATED_AGE_MS_MAX
     }
 
-    /// Turns of the last day with this hash.
+    /// As [`Self::find_any`], of the last day.
     pub(super) fn find_recent(
         &self,
         kind: HashKind,
-        hash: &Hash,
+        hashes: &[Hash],
     ) -> Result<Vec<Candidate>, I::Error> {
-        let mut found = self.find(kind, hash)?;
+        let mut found = self.find_any(kind, hashes)?;
         found.retain(|turn| self.is_recent(turn));
         Ok(found)
+    }
+
+    /// Turns with any of these hashes.
+    fn find_any(&self, kind: HashKind, hashes: &[Hash]) -> Result<Vec<Candidate>, I::Error> {
+        let found: Result<Vec<_>, _> = hashes.iter().map(|hash| self.find(kind, hash)).collect();
+        Ok(found?.concat())
     }
 
     pub(super) fn find(&self, kind: HashKind, hash: &Hash) -> Result<Vec<Candidate>, I::Error> {

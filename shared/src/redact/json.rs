@@ -8,6 +8,22 @@ use super::secrets::{is_secret_name, is_secret_value};
 use super::{Counts, Redactor, Side};
 
 impl Redactor {
+    /// Whether [`Redactor::value`] would change anything: what holds nothing to redact, as most
+    /// messages do, need not be copied before it is redacted.
+    pub fn finds(&self, side: Side, value: &Value) -> bool {
+        let none = &mut Counts::new();
+        match value {
+            Value::String(text) => self.string(side, text, none).is_some(),
+            Value::Array(items) => items.iter().any(|item| self.finds(side, item)),
+            Value::Object(map) => map.iter().any(|(key, value)| {
+                self.by_key(side, key, value, none).is_some()
+                    || self.finds(side, value)
+                    || self.text(side, key, none).is_some()
+            }),
+            _ => false,
+        }
+    }
+
     /// Redacts all strings and keys of a value in place. Returns whether anything changed.
     pub fn value(&self, side: Side, value: &mut Value, counts: &mut Counts) -> bool {
         match value {
@@ -29,7 +45,13 @@ impl Redactor {
     fn object(&self, side: Side, map: &mut Map<String, Value>, counts: &mut Counts) -> bool {
         let mut changed = false;
         for (key, value) in map.iter_mut() {
-            changed |= self.by_key(side, key, value, counts) || self.value(side, value, counts);
+            changed |= match self.by_key(side, key, value, counts) {
+                Some(replaced) => {
+                    *value = replaced;
+                    true
+                }
+                None => self.value(side, value, counts),
+            };
         }
         // Keys last: renaming rebuilds the map, and is rare.
         let renamed: Vec<(String, String)> = map
@@ -47,20 +69,15 @@ impl Redactor {
         true
     }
 
-    /// A value whose key says that it is secret.
-    fn by_key(&self, side: Side, key: &str, value: &mut Value, counts: &mut Counts) -> bool {
-        let Value::String(text) = value else { return false };
-        if text.len() < 8 || !is_secret_name(key) {
-            return false;
-        }
-        let rule = self.rules.iter().find(|rule| rule.by_key && rule.applies_to.covers(side));
-        let Some(rule) = rule.filter(|rule| *text != rule.replacement) else { return false };
-        if !is_secret_value(&key.to_ascii_lowercase(), text) {
-            return false;
+    /// What takes the place of a value whose key says that it is secret.
+    fn by_key(&self, side: Side, key: &str, value: &Value, counts: &mut Counts) -> Option<Value> {
+        let text = value.as_str().filter(|text| text.len() >= 8 && is_secret_name(key))?;
+        let rule = self.rules.iter().find(|rule| rule.by_key && rule.applies_to.covers(side))?;
+        if *text == rule.replacement || !is_secret_value(&key.to_ascii_lowercase(), text) {
+            return None;
         }
         *counts.entry(rule.name.clone()).or_default() += 1;
-        *text = rule.replacement.clone();
-        true
+        Some(Value::from(rule.replacement.clone()))
     }
 
     /// A string; one that is JSON itself (the arguments of a tool call) is also looked into, because

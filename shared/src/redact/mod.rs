@@ -113,12 +113,16 @@ impl Rule {
 #[derive(Debug, Clone, Default)]
 pub struct Redactor {
     rules: Vec<Rule>,
+    /// Shorter texts in which no mark stands are what no rule looks for: most keys and words.
+    plain_bytes_min: usize,
 }
 
 impl Redactor {
     /// A redactor with these rules, in this order.
     pub fn new(rules: Vec<Rule>) -> Self {
-        Self { rules }
+        let shapes = rules.iter().flat_map(|rule| rule.shapes.iter());
+        let plain_bytes_min = shapes.map(Shape::plain_bytes_min).min().unwrap_or(usize::MAX);
+        Self { rules, plain_bytes_min }
     }
 
     /// Its rules.
@@ -128,6 +132,9 @@ impl Redactor {
 
     /// The text without what the rules find; `None` when there is nothing to change.
     pub fn text(&self, side: Side, text: &str, counts: &mut Counts) -> Option<String> {
+        if text.len() < self.plain_bytes_min && Facts::is_plain(text) {
+            return None;
+        }
         if text.len() > TEXT_BYTES_MAX {
             *counts.entry("too_long".to_owned()).or_default() += 1;
             return Some(TOO_LONG.to_owned());

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use regex::Regex;
 
-/// What a text holds, counted once in one pass that the compiler vectorises.
+/// What a text holds, counted once.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Facts {
     bytes: usize,
@@ -22,17 +22,31 @@ pub(super) struct Facts {
 
 impl Facts {
     pub(super) fn of(text: &str) -> Self {
-        let count = |wanted: u8| text.bytes().filter(|b| *b == wanted).count();
+        let bytes = text.as_bytes();
+        let is = |wanted: u8| move |byte: &u8| *byte == wanted;
         Self {
-            bytes: text.len(),
-            digits: text.bytes().filter(u8::is_ascii_digit).count(),
-            ats: count(b'@'),
-            colons: count(b':'),
-            dots: count(b'.'),
-            dashes: count(b'-'),
-            equals: count(b'='),
+            bytes: bytes.len(),
+            digits: count(bytes, u8::is_ascii_digit),
+            ats: count(bytes, is(b'@')),
+            colons: count(bytes, is(b':')),
+            dots: count(bytes, is(b'.')),
+            dashes: count(bytes, is(b'-')),
+            equals: count(bytes, is(b'=')),
         }
     }
+
+    /// Whether a text holds nothing but its length that a built-in shape needs.
+    pub(super) fn is_plain(text: &str) -> bool {
+        let mark = |b: &u8| matches!(b, b'0'..=b'9' | b'@' | b':' | b'.' | b'-' | b'=');
+        !text.as_bytes().iter().any(mark)
+    }
+}
+
+/// How many bytes are so. By the block, so that a sum fits into one byte and the compiler counts
+/// sixteen at once.
+fn count(bytes: &[u8], is: impl Fn(&u8) -> bool) -> usize {
+    let block = |block: &[u8]| block.iter().fold(0u8, |sum, byte| sum + u8::from(is(byte)));
+    bytes.chunks(usize::from(u8::MAX)).map(|bytes| usize::from(block(bytes))).sum()
 }
 
 /// The least that a text must hold for a shape to be in it.
@@ -78,6 +92,13 @@ impl Shape {
     /// `None`: the pattern does not compile.
     pub(super) fn regex(&self) -> Option<&Regex> {
         self.regex.get_or_init(|| Regex::new(self.pattern).ok()).as_ref()
+    }
+
+    /// The shortest text without marks ([`Facts::is_plain`]) that can hold the shape.
+    pub(super) fn plain_bytes_min(&self) -> usize {
+        let length = |bytes: &usize| self.possible(&Facts { bytes: *bytes, ..Facts::default() });
+        // A shape that needs more than its length is in no such text.
+        Some(self.needs.bytes).filter(length).unwrap_or(usize::MAX)
     }
 
     /// Whether the text can hold the shape at all.

@@ -109,3 +109,58 @@ fn every_built_in_shape_compiles() {
         assert!(detector.shapes().iter().all(|shape| shape.regex().is_some()), "{name}");
     }
 }
+
+#[test]
+fn what_is_searched_for_nothing_is_what_nothing_is_found_in() {
+    let texts = [
+        "role",
+        "user",
+        "assistant",
+        "a@b.org",
+        "1.2",
+        "AKIAABCDEFGHIJKLMNOP",
+        "hello world",
+        "ask +49 30 12345678",
+        "api_key",
+        "{\"to\":\"x\\u0040y.org\"}",
+        "-----BEGIN PRIVATE KEY-----",
+        "12345678901",
+        "see std::vector",
+        "password=hunter2hunter2",
+        "caf\u{e9}",
+        "",
+    ];
+    let redactor = all();
+    let slowly = Redactor { plain_bytes_min: 0, ..redactor.clone() };
+    let own =
+        Rule::new("own", Search::Pattern(Regex::new("b").unwrap()), "[own]", AppliesTo::default());
+    assert_eq!(Redactor::new(vec![own]).plain_bytes_min, 0, "a pattern may be in any text");
+    let mut values: Vec<serde_json::Value> = Vec::new();
+    for a in texts {
+        for end in (0..=a.len()).filter(|end| a.is_char_boundary(*end)) {
+            let (fast, slow) = (&mut Counts::new(), &mut Counts::new());
+            let cut = &a[..end];
+            let found = redactor.text(Side::Request, cut, fast);
+            assert_eq!(found, slowly.text(Side::Request, cut, slow), "{cut:?}");
+            assert_eq!(fast, slow);
+        }
+        values
+            .extend(texts.map(|b| json!({"role": a, "content": [{"text": b}, {b: {a: [b, 1]}}]})));
+        values.extend(texts.map(|b| json!({a: b, "api_key": a})));
+    }
+    for value in values {
+        let mut redacted = value.clone();
+        let changed = redactor.value(Side::Request, &mut redacted, &mut Counts::new());
+        assert_eq!(redactor.finds(Side::Request, &value), changed, "{value}");
+        assert_eq!(redacted != value, changed, "{value}");
+    }
+}
+
+#[test]
+fn marks_are_counted_however_long_the_text_is() {
+    for len in [0, 1, 15, 16, 254, 255, 256, 511, 70_000] {
+        let facts = Facts::of(&"@".repeat(len));
+        let wanted = format!("bytes: {len}, digits: 0, ats: {len}, colons: 0");
+        assert!(format!("{facts:?}").contains(&wanted), "{facts:?}");
+    }
+}

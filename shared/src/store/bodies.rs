@@ -1,12 +1,11 @@
-//! Content-addressed bodies and the tree of messages.
+//! Content-addressed bodies and the tree of messages; `writing` puts them into the store.
 //!
 //! Invariant: hashes include the tenant, so tenants share no rows and none can find out what
 //! another one sent.
 
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 use serde_json::Value;
 
-use super::known::{Known, Recent};
 use super::{Result, StoreError, parse_json};
 use crate::pack as zstd;
 
@@ -67,79 +66,26 @@ pub(super) struct Node {
 
 /// The nodes of a prompt, oldest first.
 pub(super) fn chain(tenant: &str, messages: &[Value]) -> Vec<Node> {
+    chain_of(messages.iter().map(|message| Body::json(tenant, message)).collect())
+}
+
+/// The nodes of a prompt, of messages that are bodies already.
+pub(super) fn chain_of(messages: Vec<Body>) -> Vec<Node> {
     let mut above = [0u8; 16];
-    let link = |message: &Value| {
-        let message = Body::json(tenant, message);
+    let link = |message: Body| {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&above);
         hasher.update(&message.key);
         above = short(&hasher);
         Node { key: above, message }
     };
-    messages.iter().map(link).collect()
+    messages.into_iter().map(link).collect()
 }
 
 fn short(hasher: &blake3::Hasher) -> Key {
     let mut key = [0u8; 16];
     hasher.finalize_xof().fill(&mut key);
     key
-}
-
-/// Stores a body unless it is known; returns its row.
-pub(super) fn put(conn: &Connection, known: &mut Known, body: &Body) -> Result<i64> {
-    const IS: &str = "SELECT 1 FROM bodies WHERE id = ?1 AND hash = ?2";
-    if let Some(id) = find(conn, IS, &mut known.bodies, &body.key)? {
-        return Ok(id);
-    }
-    let mut insert = conn.prepare_cached("INSERT INTO bodies (hash, bytes) VALUES (?1, ?2)")?;
-    let id = insert.insert(params![&body.key[..], pack(&body.bytes)])?;
-    known.bodies.put(body.key, id);
-    Ok(id)
-}
-
-/// The row that is remembered for a key, if it is still the one: it may have been deleted, and its
-/// number given to another.
-fn find(conn: &Connection, is: &str, recent: &mut Recent, key: &Key) -> Result<Option<i64>> {
-    let Some((id, certain)) = recent.get(key) else { return Ok(None) };
-    if certain {
-        return Ok(Some(id));
-    }
-    if conn.prepare_cached(is)?.exists(params![id, &key[..]])? {
-        recent.put(*key, id);
-        return Ok(Some(id));
-    }
-    recent.forget(key);
-    Ok(None)
-}
-
-/// Stores the nodes of a prompt that are not known; returns the row of the last one. `None` for an
-/// empty prompt.
-pub(super) fn put_chain(
-    conn: &Connection,
-    known: &mut Known,
-    nodes: &[Node],
-) -> Result<Option<i64>> {
-    const IS: &str = "SELECT 1 FROM nodes n JOIN bodies b ON b.id = n.message
-                      WHERE n.id = ?1 AND n.hash = ?2";
-    let mut stored = nodes.len();
-    let mut above = None;
-    // Resent history is there already, so the longest known prefix is near the end.
-    while let Some(node) = stored.checked_sub(1).and_then(|last| nodes.get(last)) {
-        above = find(conn, IS, &mut known.nodes, &node.key)?;
-        if above.is_some() {
-            break;
-        }
-        stored -= 1;
-    }
-    let sql = "INSERT INTO nodes (hash, parent, message) VALUES (?1, ?2, ?3)";
-    let mut insert = conn.prepare_cached(sql)?;
-    for node in nodes.iter().skip(stored) {
-        let message = put(conn, known, &node.message)?;
-        let id = insert.insert(params![&node.key[..], above, message])?;
-        known.nodes.put(node.key, id);
-        above = Some(id);
-    }
-    Ok(above)
 }
 
 /// Reads a body.
@@ -167,7 +113,7 @@ pub(super) fn get_chain(conn: &Connection, last: Option<i64>) -> Result<Vec<Valu
     Ok(messages)
 }
 
-fn pack(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn pack(bytes: &[u8]) -> Vec<u8> {
     if bytes.len() > ZSTD_ABOVE_BYTES
         && let (Some(packed), Ok(len)) = (zstd::pack(bytes), u32::try_from(bytes.len()))
         && packed.len() + 4 < bytes.len()

@@ -10,8 +10,9 @@ use serde_json::Value;
 
 use super::bodies::{self, Body, Node};
 use super::flags;
+use super::reading::{Seen, TurnReader};
 use super::redacted::Redaction;
-use crate::link::{self, Entry, History, Incoming, LinkKey};
+use crate::link::{self, Entry, History, Incoming, LinkKey, MessageHashes};
 use crate::policy::RedactionPolicy;
 use crate::redact::{Counts, Side};
 use crate::turn::{Begin, Cut, Done, Generation, Headers, Outcome};
@@ -37,7 +38,7 @@ pub struct IngestTurn {
     pub session: Option<String>,
     /// The client's own id of it, as it was sent; never stored.
     pub(super) session_sent: Option<String>,
-    pub(super) key: LinkKey,
+    pub(super) key: Arc<LinkKey>,
     /// The messages as they were sent, where they are stored differently: links are made over them.
     pub(super) original: Option<Vec<Value>>,
     /// How often each redaction rule hit.
@@ -74,14 +75,19 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn of(key: &LinkKey, begin: &Begin, request: Option<&RequestView>) -> Self {
+    fn of(
+        key: &LinkKey,
+        begin: &Begin,
+        request: Option<&RequestView>,
+        hashes: &[MessageHashes],
+    ) -> Self {
         let messages = request.map_or(&[][..], |request| &request.messages);
         let person = request.and_then(|request| link::person(&request.params));
         let named = request.map_or_else(Named::default, |request| request.named.clone());
         Self {
             person: person.map_or(String::new(), |name| key.pseudonym(&name)),
             retry: link::is_retry(&begin.headers),
-            history: History::of(key, &begin.route, &named, messages),
+            history: History::over(key, &begin.route, &named, messages, hashes),
             named,
             idempotency_key: link::idempotency_key(&begin.headers).map(str::to_owned),
         }
@@ -123,6 +129,15 @@ impl IngestTurn {
     /// As [`IngestTurn::parse`], with all texts redacted after the links were computed.
     pub fn parse_redacted(
         secret: &[u8; 32],
+        begin: Begin,
+        done: Option<Done>,
+        redactions: &[Arc<RedactionPolicy>],
+    ) -> Self {
+        Self::read(&mut TurnReader::new(*secret), begin, done, redactions)
+    }
+
+    pub(super) fn read(
+        reader: &mut TurnReader,
         mut begin: Begin,
         mut done: Option<Done>,
         redactions: &[Arc<RedactionPolicy>],
@@ -140,14 +155,16 @@ impl IngestTurn {
         let tenant = begin.tenant.clone();
         let mut flags = doubts(&begin, done.as_ref(), request.as_ref(), response.as_ref());
         let messages = request.as_ref().map_or(&[][..], |request| &request.messages);
-        let key = LinkKey::new(secret, &begin.tenant);
+        let key = reader.key(&begin.tenant);
+        let (mut bodies, mut seen) = seen(reader, &key, &tenant, messages);
         let params = request.as_ref().map_or(&Value::Null, |request| &request.params);
         let mut redaction = Redaction::new(redactions);
         let session = link::explicit_session(&begin.headers, params);
         let session_sent =
             session.as_deref().and_then(|named| Some(named.split_once(':')?.1.to_owned()));
         let session = session.map(|named| redaction.session(&key, named));
-        let asked = Asked::of(&key, &begin, request.as_ref());
+        let hashes: Vec<_> = seen.iter().map(|seen| seen.hashes).collect();
+        let asked = Asked::of(&key, &begin, request.as_ref(), &hashes);
         let entries = match asked.is_linkable(messages) {
             true => {
                 let incoming = asked.incoming(&begin, session.as_deref(), messages, messages);
@@ -173,10 +190,22 @@ impl IngestTurn {
         if let Some(done) = &mut done {
             note_cut(&mut done.headers, done.body_cut.as_ref());
         }
-        let original = redaction.request(&mut begin, request.as_mut());
+        let policies = reader.number(redactions);
+        let clean = |at: usize| seen.get(at).is_some_and(|seen| seen.clean == policies);
+        let original = redaction.request(&mut begin, request.as_mut(), clean);
         redaction.response(done.as_mut(), response.as_mut());
         flags |= if redaction.withheld { flags::BODY_WITHHELD } else { 0 };
         let messages = request.as_ref().map_or(&[][..], |request| &request.messages);
+        for (at, message) in messages.iter().enumerate() {
+            let (Some(body), Some(seen)) = (bodies.get_mut(at), seen.get_mut(at)) else { break };
+            let changed = original.as_ref().is_some_and(|sent| sent.get(at) != Some(message));
+            if changed {
+                *body = Body::json(&tenant, message);
+            } else if seen.clean != policies {
+                seen.clean = policies;
+                reader.remember(body.key, *seen);
+            }
+        }
         let answers = response.as_ref().map_or(&[][..], |response| &response.choices);
         Self {
             outcome: outcome(done.as_ref(), response.as_ref()),
@@ -187,7 +216,7 @@ impl IngestTurn {
             entries,
             original,
             redactions: redaction.counts,
-            nodes: bodies::chain(&tenant, messages),
+            nodes: bodies::chain_of(bodies),
             params: request.as_ref().map(|request| Body::json(&tenant, &request.params)),
             choices: answers.iter().map(|answer| Body::json(&tenant, &answer.message)).collect(),
             flags,
@@ -227,6 +256,22 @@ impl IngestTurn {
             && !self.messages().is_empty()
             && !self.choices.is_empty()
     }
+}
+
+/// The messages as bodies, and what is known of each.
+fn seen(
+    reader: &TurnReader,
+    key: &LinkKey,
+    tenant: &str,
+    messages: &[Value],
+) -> (Vec<Body>, Vec<Seen>) {
+    let look = |message: &Value| {
+        let body = Body::json(tenant, message);
+        let fresh = || Seen { hashes: MessageHashes::of(key, message), clean: 0 };
+        let seen = reader.seen(&body.key).unwrap_or_else(fresh);
+        (body, seen)
+    };
+    messages.iter().map(look).unzip()
 }
 
 fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {

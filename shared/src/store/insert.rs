@@ -8,14 +8,14 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::bodies::Body;
 use super::counts::add_drop;
 use super::facets::{Facet, UNJUDGED};
 use super::forget::is_forgotten;
-use super::known::Known;
 use super::restore::Placed;
+use super::writing::Writing;
 use super::{
-    FeedbackInserted, Index, IngestFeedback, IngestTurn, Result, Store, bodies, feedback, int,
-    pending,
+    FeedbackInserted, Index, IngestFeedback, IngestTurn, Result, Store, feedback, int, pending,
 };
 use crate::clock::now_ms;
 use crate::link::{self, LinkKind, Resolution};
@@ -121,10 +121,12 @@ impl Store {
         let write = self.write()?;
         let mut known = self.known.borrow_mut();
         known.feedback_waits = feedback::any_waits(&write)?;
+        let mut writing = Writing::begin(&write, &mut known)?;
         let mut inserted = match one_by_one {
-            true => insert_singly(&write, &mut known, turns)?,
-            false => insert_all(&write, &mut known, turns)?,
+            true => insert_singly(&mut writing, turns)?,
+            false => insert_all(&mut writing, turns)?,
         };
+        writing.finish()?;
         for gap in beside.gaps {
             add_drop(&write, gap)?;
         }
@@ -175,32 +177,37 @@ impl Store {
     }
 }
 
+pub(super) const ROW_OF: &str = "SELECT id FROM turns WHERE turn_id = ?1";
+
 /// The row of a turn.
 pub(super) fn row_of(conn: &Connection, turn: TurnId) -> Result<Option<i64>> {
-    let mut find = conn.prepare_cached("SELECT id FROM turns WHERE turn_id = ?1")?;
+    let mut find = conn.prepare_cached(ROW_OF)?;
     Ok(find.query_row([turn.to_string()], |row| row.get(0)).optional()?)
 }
 
-fn insert_all(conn: &Connection, known: &mut Known, turns: &[IngestTurn]) -> Result<Inserted> {
-    known.refresh(conn)?;
+fn insert_all(writing: &mut Writing<'_>, turns: &[IngestTurn]) -> Result<Inserted> {
     let mut inserted = Inserted::default();
-    turns.iter().try_for_each(|turn| insert(conn, known, turn, &mut inserted))?;
+    turns.iter().try_for_each(|turn| insert(writing, turn, &mut inserted))?;
     Ok(inserted)
 }
 
 /// Each turn in a savepoint of its own; what fails for good is counted as dropped.
-fn insert_singly(conn: &Connection, known: &mut Known, turns: &[IngestTurn]) -> Result<Inserted> {
+fn insert_singly(writing: &mut Writing<'_>, turns: &[IngestTurn]) -> Result<Inserted> {
+    let conn = writing.conn;
     let mut inserted = Inserted::default();
     for turn in turns {
+        let last = "SELECT coalesce(max(id), 0) FROM turns";
+        let last = conn.prepare_cached(last)?.query_row([], |row| row.get(0))?;
         conn.execute_batch("SAVEPOINT turn")?;
         let mut tried = inserted;
-        match insert(conn, known, turn, &mut tried) {
+        match insert(writing, turn, &mut tried) {
             Ok(()) => inserted = tried,
             Err(error) if error.is_passing() => return Err(error),
             Err(error) => {
                 tracing::error!(turn = %turn.begin.turn_id, %error, "a turn cannot be stored");
                 conn.execute_batch("ROLLBACK TO turn")?;
-                known.clear();
+                writing.index.forget_after(last);
+                writing.known.clear();
                 inserted.refused += 1;
                 let (route, reason) = (turn.begin.route.clone(), DropReason::Undecodable);
                 let (from_ms, at_ms) = (now_ms(), now_ms());
@@ -212,26 +219,21 @@ fn insert_singly(conn: &Connection, known: &mut Known, turns: &[IngestTurn]) -> 
     Ok(inserted)
 }
 
-fn insert(
-    conn: &Connection,
-    known: &mut Known,
-    turn: &IngestTurn,
-    inserted: &mut Inserted,
-) -> Result<()> {
-    let id = turn.begin.turn_id;
-    let forgotten = !known.nothing_forgotten && is_forgotten(conn, id)?;
-    if forgotten || row_of(conn, id)?.is_some() {
+fn insert(writing: &mut Writing<'_>, turn: &IngestTurn, inserted: &mut Inserted) -> Result<()> {
+    let (conn, id) = (writing.conn, turn.begin.turn_id);
+    let forgotten = !writing.known.nothing_forgotten && is_forgotten(conn, id)?;
+    if forgotten || writing.row_of(id)?.is_some() {
         inserted.duplicates += 1;
         return Ok(());
     }
-    let resolution = resolve(conn, turn)?;
+    let resolution = resolve(&writing.index, turn)?;
     let parent = match &resolution.link {
-        Some(link) => row_of(conn, link.parent)?,
+        Some(link) => writing.row_of(link.parent)?,
         None => None,
     };
     let placed = Placed::of(conn, turn, resolution.link.as_ref(), parent)?;
-    let id = insert_turn(conn, known, turn, &resolution, parent, &placed)?;
-    insert_parts(conn, known, turn, id)?;
+    let id = insert_turn(writing, turn, &resolution, parent, &placed)?;
+    insert_parts(writing, turn, id)?;
     inserted.stored += 1;
     if let Some(parent) = parent {
         inserted.linked += 1;
@@ -244,20 +246,20 @@ fn insert(
             add_next_states(conn, parent, 1)?;
         }
     }
-    if known.feedback_waits {
+    if writing.known.feedback_waits {
         inserted.feedback.attached += feedback::attach(conn, turn, id)?;
     }
     let link = resolution.link.as_ref().filter(|_| parent.is_some());
-    known.nothing_waits &= !pending::remember(conn, turn, id, link)?;
-    if !known.nothing_waits {
-        inserted.relinked += pending::resolve(conn, known, turn, id, &resolution.session_id)?;
+    writing.known.nothing_waits &= !pending::remember(conn, turn, id, link)?;
+    if !writing.known.nothing_waits {
+        inserted.relinked += pending::resolve(writing, turn, id, &resolution.session_id)?;
     }
     Ok(())
 }
 
-fn resolve(conn: &Connection, turn: &IngestTurn) -> Result<Resolution> {
+fn resolve(index: &Index<'_>, turn: &IngestTurn) -> Result<Resolution> {
     if turn.is_linkable() {
-        return link::resolve(&Index(conn), &turn.key, &turn.incoming());
+        return link::resolve(index, &turn.key, &turn.incoming());
     }
     let session_id = turn.begin.turn_id.to_string();
     Ok(Resolution { session_id, link: None, repeat_of: None, retry: turn.asked.retry })
@@ -296,7 +298,7 @@ fn headers_json(headers: &Headers) -> String {
     serde_json::to_string(headers).unwrap_or_else(|_| "[]".to_owned())
 }
 
-const INSERT_TURN: &str = "INSERT INTO turns (
+pub(super) const INSERT_TURN: &str = "INSERT INTO turns (
     turn_id, session_id, parent, parent_choice, answer_at, link, link_confidence, repeat_of,
     route, mode, alias, tenant, method, path, model, generation, policy_version,
     started_ms, first_byte_ms, duration_ms, status, outcome, stream, attempts,
@@ -308,8 +310,7 @@ const INSERT_TURN: &str = "INSERT INTO turns (
     ?37, 0, 0, ?38, ?39, ?40, ?41, ?42)";
 
 fn insert_turn(
-    conn: &Connection,
-    known: &mut Known,
+    writing: &mut Writing<'_>,
     turn: &IngestTurn,
     resolution: &Resolution,
     parent: Option<i64>,
@@ -327,13 +328,12 @@ fn insert_turn(
         model: model.unwrap_or_default(),
         verdict: UNJUDGED,
     };
-    let facet = known.facets.id(conn, &facet)?;
-    let prompt = bodies::put_chain(conn, known, nodes)?;
-    let mut put = |body: &Option<bodies::Body>| {
-        body.as_ref().map(|body| bodies::put(conn, known, body)).transpose()
-    };
-    let mut insert = conn.prepare_cached(INSERT_TURN)?;
-    Ok(insert.insert(params![
+    let facet = writing.known.facets.id(writing.conn, &facet)?;
+    let prompt = writing.put_chain(nodes)?;
+    let mut put = |body: &Option<Body>| body.as_ref().map(|body| writing.put(body)).transpose();
+    let (params, raw_request) = (put(&turn.params)?, put(&turn.raw_request)?);
+    let raw_response = put(&turn.raw_response)?;
+    Ok(writing.turn.insert(params![
         begin.turn_id.to_string(),
         resolution.session_id,
         parent,
@@ -360,13 +360,13 @@ fn insert_turn(
         done.map_or(0, |done| done.attempts),
         prompt,
         int(nodes.len() as u64),
-        put(&turn.params)?,
+        params,
         headers_json(&begin.headers),
         done.map_or_else(|| "[]".to_owned(), |done| headers_json(&done.headers)),
         int(begin.body_len),
         done.map_or(0, |done| int(done.body_len)),
-        put(&turn.raw_request)?,
-        put(&turn.raw_response)?,
+        raw_request,
+        raw_response,
         usage.map(|usage| int(usage.prompt_tokens)),
         usage.map(|usage| int(usage.completion_tokens)),
         placed.flags,
@@ -380,24 +380,16 @@ fn insert_turn(
 }
 
 /// The rows beside a turn's own: its answers and what it can be found by.
-fn insert_parts(conn: &Connection, known: &mut Known, turn: &IngestTurn, id: i64) -> Result<()> {
+fn insert_parts(writing: &mut Writing<'_>, turn: &IngestTurn, id: i64) -> Result<()> {
     let answers = turn.response.as_ref().map_or(&[][..], |response| &response.choices);
-    let mut choice = conn.prepare_cached(
-        "INSERT OR IGNORE INTO choices (turn, idx, message, finish_reason) VALUES (?1, ?2, ?3, ?4)",
-    )?;
     for (answer, body) in answers.iter().zip(&turn.choices) {
-        let message = bodies::put(conn, known, body)?;
-        choice.execute(params![id, answer.index, message, answer.finish_reason])?;
+        let message = writing.put(body)?;
+        writing.choice.execute(params![id, answer.index, message, answer.finish_reason])?;
     }
     for (rule, count) in &turn.redactions {
         let sql = "INSERT OR REPLACE INTO turn_redactions (turn, rule, count) VALUES (?1, ?2, ?3)";
-        conn.prepare_cached(sql)?.execute(params![id, rule, int(*count)])?;
+        writing.conn.prepare_cached(sql)?.execute(params![id, rule, int(*count)])?;
     }
-    let mut entry = conn.prepare_cached(
-        "INSERT OR IGNORE INTO link_index (kind, hash, turn, choice) VALUES (?1, ?2, ?3, ?4)",
-    )?;
-    for row in &turn.entries {
-        entry.execute(params![row.kind.number(), &row.hash[..], id, row.choice])?;
-    }
+    writing.index.put(&turn.entries, id);
     Ok(())
 }

@@ -5,9 +5,10 @@
 //! statements and hold no snapshot. Messages are content-addressed and conversations are a tree, so
 //! a client that resends its history costs only what is new.
 //!
-//! * `insert`: batches of turns from the ingest, exactly once. `index`: how a child finds its
+//! * `reading`, `incoming`: turns on their way in. `insert`: batches of them, exactly once. `index`: how a child finds its
 //!   parent.
-//!   `known`: what a writer remembers, so that resent history is stored once.
+//!   `known`: what a writer remembers, so that resent history is stored once. `writing`, `staged`:
+//!   what a batch shares, so that a turn of a large one costs less.
 //! * `turns`, `verdicts`, `rounds`, `counts`: what the trainer and people read and write. `list`,
 //!   `facets`: what operators page through. `feedback`: what was said about turns by the API.
 //!
@@ -29,14 +30,17 @@ mod judging;
 mod known;
 mod list;
 mod pending;
+mod reading;
 mod redacted;
 mod restore;
 mod retention;
 mod rounds;
 mod said;
 mod schema;
+mod staged;
 mod turns;
 mod verdicts;
+mod writing;
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -59,6 +63,7 @@ pub use judging::{AnswerKey, Spent};
 pub use list::{
     Cursor, Judged, LIST_LIMIT_MAX, SESSION_TURNS_MAX, SessionTurn, TurnFilter, TurnLine, TurnPage,
 };
+pub use reading::TurnReader;
 pub use retention::{BATCH_TURNS_MAX, Swept};
 pub use rounds::{RoundRow, RoundState, Split};
 pub use said::{Said, Settled};

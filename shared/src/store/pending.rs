@@ -10,8 +10,8 @@
 use rusqlite::{Connection, params};
 
 use super::insert::{add_next_states, gives_next_state, repeats_next_state};
-use super::known::Known;
 use super::restore::restore;
+use super::writing::Writing;
 use super::{IngestTurn, Result, Store, bodies, flags, int};
 use crate::clock::now_ms;
 use crate::link::{Hash, HashKind, Link, LinkKind};
@@ -81,8 +81,7 @@ impl Waiting {
 
 /// Makes a turn that was just stored the parent of those that wait for it. Returns how many.
 pub(super) fn resolve(
-    conn: &Connection,
-    known: &mut Known,
+    writing: &mut Writing<'_>,
     turn: &IngestTurn,
     id: i64,
     session_id: &str,
@@ -95,9 +94,9 @@ pub(super) fn resolve(
             HashKind::ResponseId => (LinkKind::Named, 1.0),
             _ => continue,
         };
-        for child in waiting(conn, &entry.hash, id, turn.begin.started_ms)? {
+        for child in waiting(writing.conn, &entry.hash, id, turn.begin.started_ms)? {
             if !child.has_better_than(kind.0) {
-                adopt(conn, known, turn, &child, (id, entry.choice, session_id), kind)?;
+                adopt(writing, turn, &child, (id, entry.choice, session_id), kind)?;
                 relinked += 1;
             }
         }
@@ -129,13 +128,13 @@ fn waiting(conn: &Connection, hash: &Hash, parent: i64, began: i64) -> Result<Ve
 
 /// `parent`: its row, the choice, and its session.
 fn adopt(
-    conn: &Connection,
-    known: &mut Known,
+    writing: &mut Writing<'_>,
     turn: &IngestTurn,
     child: &Waiting,
     parent: (i64, u32, &str),
     (kind, confidence): (LinkKind, f64),
 ) -> Result<()> {
+    let conn = writing.conn;
     let (id, choice, session) = parent;
     if let Some(old) = child.parent
         && gives_next_state(conn, child.id)?
@@ -145,7 +144,7 @@ fn adopt(
     }
     let mut answer_at = child.answer_at;
     if kind == LinkKind::Named {
-        answer_at = bring_history(conn, known, turn, child, id, choice)?;
+        answer_at = bring_history(writing, turn, child, id, choice)?;
     }
     let sql = "UPDATE turns SET parent = ?2, parent_choice = ?3, answer_at = ?4, link = ?5,
                link_confidence = ?6 WHERE id = ?1";
@@ -176,20 +175,20 @@ fn adopt(
 /// Completes the prompt of a child that only names its history. Returns where the parent's answer
 /// is.
 fn bring_history(
-    conn: &Connection,
-    known: &mut Known,
+    writing: &mut Writing<'_>,
     turn: &IngestTurn,
     child: &Waiting,
     parent: i64,
     choice: u32,
 ) -> Result<usize> {
+    let conn = writing.conn;
     let messages = bodies::get_chain(conn, child.prompt)?;
     let at = child.answer_at;
     let Some((whole, answer_at)) = restore(conn, messages, at..at, parent, choice)? else {
         return Ok(at);
     };
     let nodes = bodies::chain(&turn.begin.tenant, &whole);
-    let prompt = bodies::put_chain(conn, known, &nodes)?;
+    let prompt = writing.put_chain(&nodes)?;
     let sql = "UPDATE turns SET prompt = ?2, prompt_len = ?3, flags = flags & ~?4 WHERE id = ?1";
     let len = int(nodes.len() as u64);
     conn.prepare_cached(sql)?.execute(params![child.id, prompt, len, flags::HISTORY_MISSING])?;

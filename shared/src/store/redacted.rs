@@ -62,11 +62,13 @@ impl<'a> Redaction<'a> {
         }
     }
 
-    /// The request. Returns its original messages where they differ from what is stored now.
+    /// The request. Returns its original messages where they differ from what is stored now. `clean`
+    /// says in which messages nothing will be found.
     pub(super) fn request(
         &mut self,
         begin: &mut Begin,
         request: Option<&mut RequestView>,
+        clean: impl Fn(usize) -> bool,
     ) -> Option<Vec<Value>> {
         if self.policies.is_empty() {
             return None;
@@ -78,12 +80,17 @@ impl<'a> Redaction<'a> {
         if let Some(model) = &mut request.model {
             self.string(Side::Request, model);
         }
-        let mut redacted = request.messages.clone();
-        let mut changed = false;
-        for message in &mut redacted {
-            changed |= self.value(Side::Request, message);
+        let finds =
+            |message| self.policies.iter().any(|p| p.redactor.finds(Side::Request, message));
+        let mut messages = request.messages.iter().enumerate();
+        if !messages.any(|(at, message)| !clean(at) && finds(message)) {
+            return None;
         }
-        changed.then(|| std::mem::replace(&mut request.messages, redacted))
+        let original = request.messages.clone();
+        for message in &mut request.messages {
+            self.value(Side::Request, message);
+        }
+        Some(original)
     }
 
     /// A comment or a demonstration: words of the client about a response.

@@ -1,7 +1,7 @@
 //! Expiry: turns of a route that are older than its policy allows lose their content.
 //!
-//! Small transactions, oldest first, so that the ingest never waits for long; freed pages go back
-//! to the file system. Turns that a round used keep an empty row, and session and tenant in it, so
+//! Small transactions, the oldest of each facet first, so that the ingest never waits for long;
+//! freed pages go back to the file system. Turns that a round used keep an empty row, and session and tenant in it, so
 //! that a later erasure still reaches what was trained on them.
 //!
 //! Invariant: a turn goes only when it is old by the clock *and* by the newest turn of its route: a
@@ -34,7 +34,8 @@ impl Store {
     pub fn sweep_route(&self, route: &RoutePolicy, now_ms: i64) -> Result<Swept> {
         let Some(days) = route.retention.days_max else { return Ok(Swept::default()) };
         let age_ms = i64::try_from(days).unwrap_or(i64::MAX).saturating_mul(DAY_MS);
-        let newest = "SELECT max(started_ms) FROM turns WHERE route = ?1";
+        let newest = "SELECT max((SELECT max(started_ms) FROM turns WHERE facet = f.id))
+                      FROM facets f WHERE f.route = ?1";
         let newest: Option<i64> =
             self.conn.prepare_cached(newest)?.query_row([&route.name], |row| row.get(0))?;
         let Some(newest) = newest else { return Ok(Swept::default()) };
@@ -44,8 +45,8 @@ impl Store {
 
     fn sweep_before(&self, route: &str, before_ms: i64, limit: usize) -> Result<Swept> {
         let mut find = self.conn.prepare_cached(
-            "SELECT id FROM turns WHERE route = ?1 AND started_ms < ?2 AND flags & ?3 = 0
-             ORDER BY started_ms LIMIT ?4",
+            "SELECT t.id FROM facets f CROSS JOIN turns t ON t.facet = f.id
+             WHERE f.route = ?1 AND t.started_ms < ?2 AND t.flags & ?3 = 0 LIMIT ?4",
         )?;
         let count = i64::try_from(limit).unwrap_or(i64::MAX);
         let old = find

@@ -17,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("0004_privacy.sql"),
     include_str!("0005_feedback.sql"),
     include_str!("0006_judged.sql"),
+    include_str!("0007_lean.sql"),
 ];
 const KNOWN: i64 = MIGRATIONS.len() as i64;
 
