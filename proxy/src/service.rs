@@ -410,7 +410,8 @@ impl Ctx {
         Some(match error.map(Error::esource) {
             // Whoever ended a tunnel, that is how tunnels end.
             _ if self.tunnel.is_some() => Outcome::Complete,
-            None if self.fault.is_some() => return None,
+            // Also while its body came: too long, or too slow.
+            None | Some(ErrorSource::Downstream) if self.fault.is_some() => return None,
             None if self.gauge.failed() => Outcome::UpstreamError,
             None => Outcome::Complete,
             Some(ErrorSource::Downstream) => Outcome::ClientAbort,

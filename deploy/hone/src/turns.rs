@@ -4,6 +4,7 @@
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use hone_proxy::admin::turns::WholeTurn;
 use hone_shared::store::{Store, TurnFilter};
 use hone_shared::turn::TurnId;
 use serde_json::json;
@@ -76,16 +77,12 @@ fn list(store: &Store, args: &TurnsListArgs) -> anyhow::Result<()> {
 fn show(store: &Store, id: &str, json: bool) -> anyhow::Result<()> {
     let wrong = |problem: String| UsageError(format!("turn {id}: {problem}"));
     let turn_id: TurnId = id.parse().map_err(|error| wrong(format!("{error}")))?;
-    let turn = store.turn(turn_id)?.ok_or_else(|| wrong("there is none".to_owned()))?;
-    let children: Vec<TurnId> =
-        store.children(turn_id)?.into_iter().map(|child| child.turn_id).collect();
-    let verdict = store.verdict(turn_id)?;
-    let feedback = store.feedback_given(turn_id)?;
-    let whole = hone_proxy::admin::turns::whole(&turn, verdict.as_ref(), &children, &feedback);
+    let whole = WholeTurn::of(store, turn_id)?.ok_or_else(|| wrong("there is none".to_owned()))?;
     if json {
         println!("{}", serde_json::to_string_pretty(&whole)?);
         return Ok(());
     }
+    let WholeTurn { turn, verdict, feedback, .. } = whole;
     let text_of = |message: &serde_json::Value| match &message["content"] {
         serde_json::Value::String(text) => text.clone(),
         other => other.to_string(),

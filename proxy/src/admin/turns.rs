@@ -17,8 +17,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use hone_shared::store::{FeedbackRow, Store, StoreError, StoredTurn, TurnFilter, VerdictRow};
 use hone_shared::turn::TurnId;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::audit::store_unavailable;
 use super::{Operator, blocking, refuse};
@@ -83,18 +83,10 @@ pub async fn list(State(operator): State<Arc<Operator>>, Query(asked): Query<Ask
 /// `GET /v1/turns/{id}`
 pub async fn one(State(operator): State<Arc<Operator>>, Path(id): Path<String>) -> Response {
     let Ok(id) = id.parse::<TurnId>() else { return unknown("turn") };
-    let found = stored(&operator, move |store| {
-        let Some(turn) = store.turn(id)? else { return Ok(None) };
-        let children = store.children(id)?.into_iter().map(|child| child.turn_id);
-        let said = store.feedback_given(id)?;
-        Ok(Some((turn, store.verdict(id)?, children.collect::<Vec<_>>(), said)))
-    });
-    match found.await {
+    match stored(&operator, move |store| WholeTurn::of(store, id)).await {
         Err(failed) => failed,
         Ok(None) => unknown("turn"),
-        Ok(Some((turn, verdict, children, said))) => {
-            Json(whole(&turn, verdict.as_ref(), &children, &said)).into_response()
-        }
+        Ok(Some(whole)) => Json(whole).into_response(),
     }
 }
 
@@ -126,35 +118,25 @@ fn unknown(what: &str) -> Response {
 }
 
 /// A turn with its texts, what the judge said, what continues it, and what was said about it.
-pub fn whole(
-    turn: &StoredTurn,
-    verdict: Option<&VerdictRow>,
-    children: &[TurnId],
-    feedback: &[FeedbackRow],
-) -> Value {
-    let verdict = verdict.map(|row| {
-        let llm = row.llm.as_ref().map(|llm| {
-            json!({ "model": llm.model, "prompt": llm.prompt, "prompt_tokens": llm.prompt_tokens,
-                "completion_tokens": llm.completion_tokens, "duration_ms": llm.duration_ms })
-        });
-        json!({ "verdict": row.verdict, "source": row.source, "reason": row.reason,
-            "votes": row.votes, "hints": row.hints, "judge": row.judge,
-            "judged_ms": row.judged_ms, "kind": row.kind, "llm": llm })
-    });
-    let choices = turn.choices.iter().map(|choice| {
-        json!({ "index": choice.index, "message": choice.message,
-            "finish_reason": choice.finish_reason })
-    });
-    json!({
-        "turn_id": turn.turn_id, "session_id": turn.session_id, "parent": turn.parent,
-        "parent_choice": turn.parent_choice, "link": turn.link,
-        "link_confidence": turn.link_confidence, "route": turn.route, "mode": turn.mode,
-        "alias": turn.alias, "tenant": turn.tenant, "path": turn.path, "model": turn.model,
-        "generation": turn.generation, "started_ms": turn.started_ms,
-        "first_byte_ms": turn.first_byte_ms, "duration_ms": turn.duration_ms,
-        "status": turn.status, "outcome": turn.outcome, "stream": turn.stream,
-        "prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens,
-        "params": turn.params, "messages": turn.messages, "choices": choices.collect::<Vec<_>>(),
-        "verdict": verdict, "children": children, "feedback": feedback,
-    })
+#[derive(Debug, Serialize)]
+pub struct WholeTurn {
+    /// The turn.
+    #[serde(flatten)]
+    pub turn: StoredTurn,
+    /// What the judge said.
+    pub verdict: Option<VerdictRow>,
+    /// What continues it.
+    pub children: Vec<TurnId>,
+    /// What was said about it.
+    pub feedback: Vec<FeedbackRow>,
+}
+
+impl WholeTurn {
+    /// Reads a turn. `None`: it is not stored.
+    pub fn of(store: &Store, id: TurnId) -> Result<Option<Self>, StoreError> {
+        let Some(turn) = store.turn(id)? else { return Ok(None) };
+        let children = store.children(id)?.into_iter().map(|child| child.turn_id).collect();
+        let (verdict, feedback) = (store.verdict(id)?, store.feedback_given(id)?);
+        Ok(Some(Self { turn, verdict, children, feedback }))
+    }
 }

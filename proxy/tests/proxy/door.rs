@@ -122,6 +122,8 @@ async fn a_body_over_the_cap_is_refused_by_its_length_or_when_it_gets_there() {
     );
     let counters = proxy.settled(2).await;
     assert_eq!(counters["stored"], 2, "the second was already being recorded: {counters}");
+    let outcomes = proxy.status().await["http"]["outcomes"].clone();
+    assert_eq!((&outcomes["refused"], &outcomes["client_abort"]), (&2.into(), &0.into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

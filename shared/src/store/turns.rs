@@ -3,6 +3,7 @@
 //! Invariant: every read is a short statement; no snapshot is held while the caller works.
 
 use rusqlite::{Connection, OptionalExtension, Row};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{Result, Store, VerdictRow, bodies, insert, parse, parse_json, uint};
@@ -11,7 +12,7 @@ use crate::turn::{Generation, Mode, Outcome, TurnId};
 use crate::wire::Choice;
 
 /// A turn as it is stored.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StoredTurn {
     /// Identity of the turn.
     pub turn_id: TurnId,

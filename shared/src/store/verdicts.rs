@@ -3,6 +3,7 @@
 //! Invariant: one verdict per turn; the first one stands, unless feedback replaces it (`said`).
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::forget::is_forgotten;
@@ -11,7 +12,7 @@ use crate::next_state::StateKind;
 use crate::turn::TurnId;
 
 /// The judgement of one turn.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VerdictRow {
     /// The turn that is judged.
     pub turn_id: TurnId,
@@ -38,7 +39,7 @@ pub struct VerdictRow {
 }
 
 /// What asking a model took, for replay and for the bill.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct LlmTrace {
     /// The model that was named to the endpoint.
     pub model: String,
