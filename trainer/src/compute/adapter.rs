@@ -8,7 +8,7 @@
 use hone_model::lora::{Lora, Pair, Proj};
 use rayon::prelude::*;
 
-use super::kernels::{Linear, Outer, collect};
+use super::kernels::{Linear, Outer, Precision, collect};
 use super::model::Model;
 use super::order;
 use super::scratch::Scratch;
@@ -101,6 +101,7 @@ impl Packed {
 pub(super) struct Collector {
     layers: Vec<[Sums; 4]>,
     pub(super) rank: usize,
+    precision: Precision,
 }
 
 /// One group's gradient: A `(members · rank, in)`, and each member's B `(rank, out)`.
@@ -134,7 +135,7 @@ impl Collector {
             Sums { empty: true, a, b: shapes.map(|(out, _)| vec![0.0; out * rank]).collect() }
         };
         let layers = (0..model.config.layers).map(|_| Group::ALL.map(sums)).collect();
-        Collector { layers, rank }
+        Collector { layers, rank, precision: model.precision }
     }
 
     /// Begins another gradient.
@@ -151,14 +152,19 @@ impl Collector {
         scale: f32,
         steps: &[Step<'a>],
     ) -> Vec<order::Task<'a>> {
-        let (rank, mut products) = (self.rank, Vec::new());
+        let (rank, precision, mut products) = (self.rank, self.precision, Vec::new());
         for (group, sums) in Group::ALL.into_iter().zip(&mut self.layers[index]) {
             let Some(step) = steps.iter().find(|step| step.group == group) else { continue };
             let (columns, add) = (group.members().len() * rank, !std::mem::take(&mut sums.empty));
-            let all = (step.e, columns, 0, columns, 1.0);
+            let all = (step.e, columns, 0, columns, 1.0, precision);
             products.push(outer(&mut sums.a, add, step.input, all));
             for (i, (to, dy)) in sums.b.iter_mut().zip(&step.dy).enumerate() {
-                products.push(outer(to, add, dy, (step.h, columns, i * rank, rank, scale)));
+                products.push(outer(
+                    to,
+                    add,
+                    dy,
+                    (step.h, columns, i * rank, rank, scale, precision),
+                ));
             }
         }
         collect(rows, products)
@@ -194,11 +200,14 @@ fn turned(from: &[f32], rank: usize) -> Vec<f32> {
     to
 }
 
+/// The narrow side of an outer product: values, stride, first column, columns, scale, precision.
+type Narrow<'a> = (&'a [f32], usize, usize, usize, f32, Precision);
+
 fn outer<'a>(
     to: &'a mut [f32],
     add: bool,
     left: &'a [f32],
-    (right, stride, first, columns, scale): (&'a [f32], usize, usize, usize, f32),
+    (right, stride, first, columns, scale, precision): Narrow<'a>,
 ) -> Outer<'a> {
-    Outer { to, add, left, right, stride, first, columns, scale }
+    Outer { to, add, left, right, stride, first, columns, scale, precision }
 }

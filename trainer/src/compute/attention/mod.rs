@@ -2,7 +2,8 @@
 //!
 //! Scores stand turned: keys downwards, 32 queries side by side. So they come out of the kernels as
 //! the panel that the next product reads, and the softmax runs down columns without a sum across
-//! lanes. Memory is `keys x 32` per thread, never `rows x rows`.
+//! lanes. Memory is `keys x 32` per thread, never `rows x rows`. Keys and values are packed once for
+//! all queries that see them.
 //!
 //! Invariant: a row sees its prefix and its own segment up to itself, nothing else.
 
@@ -14,9 +15,10 @@ use rayon::prelude::*;
 
 use super::batch::Segment;
 use super::kernels::{
-    Left, NR, Precision, Product, Rows, Tile, accumulate, f32_words, fold, panel, strips,
+    Left, NR, Precision, Product, ROWS_MAX, Rows, Tile, accumulate, f32_words, fold, panel, strips,
 };
 use super::math;
+use super::scratch::Scratch;
 
 pub(super) use back::{HeadGradients, Outputs};
 
@@ -197,15 +199,6 @@ impl Panel<'_> {
     }
 }
 
-/// Buffers of one task.
-#[derive(Default)]
-struct Scratch {
-    queries: Vec<u32>,
-    scores: Vec<f32>,
-    folded: Vec<u32>,
-    out: Vec<f32>,
-}
-
 /// Writes `att (rows, heads · dim)` and `lse (rows, heads)`, on the current pool. Segments cover
 /// the rows in order.
 pub(super) fn forward(
@@ -229,57 +222,98 @@ pub(super) fn forward(
     tasks.sort_by_key(|(segment, rows, ..)| {
         std::cmp::Reverse(segment.prefix.len() + rows.end - segment.rows.start)
     });
+    let sides = Sides::pack(inputs, segments);
     tasks.into_iter().par_bridge().for_each(|(segment, rows, att, lse)| {
-        let mut scratch = Scratch::default();
+        let mut buffers = [Vec::new(), Vec::new()];
         for kv in 0..shape.kv_heads {
-            let own = segment.rows.start..rows.end;
-            let keys = [segment.prefix.clone(), own].map(|rows| {
-                let values = inputs.lanes(inputs.v, rows.clone(), kv);
-                (Keys::pack(inputs, inputs.k, rows, kv), values)
-            });
+            let sides = [sides.before(segment, kv), sides.own(segment, kv)];
             for first in rows.clone().step_by(NR) {
                 let panel = Panel { segment, rows: first..(first + NR).min(rows.end) };
                 let skip = first - rows.start;
                 for head in shape.heads_of(kv) {
                     let att = &mut att[skip * shape.q_width() + head * shape.dim..];
                     let lse = &mut lse[skip * shape.heads + head..];
-                    attend(inputs, &panel, &keys, head, &mut scratch, att, lse);
+                    attend(inputs, &panel, sides, head, &mut buffers, (att, lse));
                 }
             }
         }
     });
 }
 
-/// One head of one panel; `att` and `lse` begin at its first value.
+/// Keys of one head and segment, and its values for a sum over them.
+type Side<'a> = (Keys, Lanes<'a>);
+
+/// Every segment's keys and values, packed once for all queries that see them.
+struct Sides<'a> {
+    segments: &'a [Segment],
+    kv_heads: usize,
+    /// Segment by segment, all heads of one side by side.
+    packed: Vec<Side<'a>>,
+}
+
+impl<'a> Sides<'a> {
+    /// Packs them on the current pool.
+    fn pack(inputs: Inputs<'a>, segments: &'a [Segment]) -> Sides<'a> {
+        let kv_heads = inputs.shape.kv_heads;
+        let places = (0..segments.len() * kv_heads).into_par_iter().with_max_len(1);
+        let packed = places.map(|place| {
+            let (rows, kv) = (segments[place / kv_heads].rows.clone(), place % kv_heads);
+            let values = inputs.lanes(inputs.v, rows.clone(), kv);
+            (Keys::pack(inputs, inputs.k, rows, kv), values)
+        });
+        Sides { segments, kv_heads, packed: packed.collect() }
+    }
+
+    /// Those of a segment itself. Segments stand in the order of their rows.
+    fn own(&self, segment: &Segment, kv: usize) -> Option<&Side<'a>> {
+        let index = self.segments.partition_point(|other| other.rows.end <= segment.rows.start);
+        self.packed.get(index * self.kv_heads + kv)
+    }
+
+    /// Those of its prefix, which is a segment of its own; `None` without one.
+    fn before(&self, segment: &Segment, kv: usize) -> Option<&Side<'a>> {
+        let (prefix, segments) = (&segment.prefix, self.segments);
+        let index = segments.partition_point(|other| other.rows.end <= prefix.start);
+        if prefix.is_empty() { None } else { self.packed.get(index * self.kv_heads + kv) }
+    }
+}
+
+/// One head of one panel against its prefix and its own segment; `att` and `lse` begin at its first
+/// value.
 fn attend(
     inputs: Inputs<'_>,
     rows: &Panel<'_>,
-    [(before_keys, before_values), (own_keys, own_values)]: &[(Keys, Lanes<'_>); 2],
+    [before, own]: [Option<&Side<'_>>; 2],
     head: usize,
-    scratch: &mut Scratch,
-    att: &mut [f32],
-    lse: &mut [f32],
+    [queries, folded]: &mut [Vec<u32>; 2],
+    (att, lse): (&mut [f32], &mut [f32]),
 ) {
     let Inputs { shape, q, precision, .. } = inputs;
     let (dim, q_width, count) = (shape.dim, shape.q_width(), rows.rows.len());
-    let Scratch { queries, scores, folded, out } = scratch;
     let narrow = count <= NR / 2;
     let from = &q[rows.rows.start * q_width + head * dim..];
     panel(queries, from, (q_width, count, dim), shape.scale(), precision);
-    let (prefix, own) = (before_keys.rows.len(), rows.own());
-    scores.resize((prefix + own_keys.rows.len()) * NR, 0.0);
-    let (before, after) = scores.split_at_mut(prefix * NR);
-    before_keys.times(before, queries, prefix, narrow);
-    own_keys.times(after, queries, own, narrow);
-    rows.mask(&mut after[..own * NR], f32::NEG_INFINITY);
-    let scores = &mut scores[..(prefix + own) * NR];
+    let (prefix, seen) = (rows.segment.prefix.len(), rows.own());
+    // The kernels write whole strips, which may end behind the last key.
+    let mut scores = Scratch::take((prefix + seen + ROWS_MAX) * NR);
+    let (first, after) = scores.split_at_mut(prefix * NR);
+    if let Some((keys, _)) = before {
+        keys.times(first, queries, prefix, narrow);
+    }
+    if let Some((keys, _)) = own {
+        keys.times(after, queries, seen, narrow);
+    }
+    rows.mask(&mut after[..seen * NR], f32::NEG_INFINITY);
+    let scores = &mut scores[..(prefix + seen) * NR];
     let (most, sums) = math::softmax_columns(scores);
     rows.mask(&mut scores[prefix * NR..], 0.0);
-    out.clear();
-    out.resize(dim * NR, 0.0);
-    let (before, after) = scores.split_at(prefix * NR);
-    before_values.outer(out, before, narrow, precision, folded);
-    own_values.outer(out, after, narrow, precision, folded);
+    let mut out = Scratch::zeros(dim * NR);
+    let (first, after) = scores.split_at(prefix * NR);
+    for (side, weights) in [(before, first), (own, after)] {
+        if let Some((_, values)) = side {
+            values.outer(&mut out, weights, narrow, precision, folded);
+        }
+    }
     for j in 0..count {
         let factor = 1.0 / sums[j];
         lse[j * shape.heads] = most[j] + sums[j].ln();

@@ -1,12 +1,15 @@
 //! Outer products for the gradients of skinny matrices: `rightᵀ left`, summed over all rows.
 //!
-//! The wide side is cut into panels, a few rows at a time, and the narrow one read where it lies.
+//! The wide side is cut into panels, a few rows at a time; the narrow one is read where it lies, in
+//! bf16 from a copy that is folded like the panels.
 //!
 //! Invariant: sums run over the rows in order, so the result does not depend on scheduling.
 
+use std::ops::Range;
+
 use super::micro::{Left, NR, Product, Tile, accumulate, f32_words};
 use super::rows::strips;
-use super::words::Precision;
+use super::words::{Precision, fold_two};
 use crate::compute::order;
 use crate::compute::scratch::Scratch;
 
@@ -29,6 +32,8 @@ pub(in crate::compute) struct Outer<'a> {
     pub(in crate::compute) first: usize,
     pub(in crate::compute) columns: usize,
     pub(in crate::compute) scale: f32,
+    /// Of the operands; sums are f32.
+    pub(in crate::compute) precision: Precision,
 }
 
 /// What computes all products.
@@ -37,7 +42,7 @@ pub(in crate::compute) struct Outer<'a> {
 /// When a length does not fit: a bug of the caller, caught before memory is touched.
 pub(in crate::compute) fn collect(rows: usize, products: Vec<Outer<'_>>) -> Vec<order::Task<'_>> {
     let mut tasks: Vec<order::Task<'_>> = Vec::new();
-    for Outer { to, add, left, right, stride, first, columns, scale } in products {
+    for Outer { to, add, left, right, stride, first, columns, scale, precision } in products {
         let width = left.len() / rows.max(1);
         assert_eq!(to.len(), width * columns, "a sum of another shape");
         assert!(right.len() >= rows * stride && first + columns <= stride, "too narrow");
@@ -48,7 +53,8 @@ pub(in crate::compute) fn collect(rows: usize, products: Vec<Outer<'_>>) -> Vec<
         }
         for (index, to) in parts.into_iter().enumerate() {
             let (right, column) = (&right[first.min(right.len())..], index * TASK_COLUMNS);
-            let task = Task { to, add, left, width, column, right, stride, columns, scale };
+            let task =
+                Task { to, add, left, width, column, right, stride, columns, scale, precision };
             tasks.push(Box::new(move || task.run(rows)));
         }
     }
@@ -68,31 +74,27 @@ struct Task<'a> {
     stride: usize,
     columns: usize,
     scale: f32,
+    precision: Precision,
 }
 
 impl Task<'_> {
     fn run(mut self, rows: usize) {
         let count = self.to.first().map_or(0, |to| to.len());
         let panels = count.div_ceil(NR);
-        // `(panels, columns, NR)` and `(panels, rows, NR)`.
+        // `(panels, columns, NR)`, `(panels, words of rows, NR)` and `(words of rows, columns)`.
         let mut tiles: Scratch<f32> = Scratch::zeros(panels * self.columns * NR);
-        let mut wide: Scratch<u32> = Scratch::zeros(panels * TASK_ROWS * NR);
+        let words = self.precision.words(TASK_ROWS);
+        let mut wide: Scratch<u32> = Scratch::zeros(panels * words * NR);
+        let mut narrow: Scratch<u32> = Scratch::take(words * self.columns);
         for row in (0..rows).step_by(TASK_ROWS) {
-            let taken = TASK_ROWS.min(rows - row);
-            for r in 0..taken {
-                let from = (row + r) * self.width + self.column;
-                let from = f32_words(&self.left[from..from + count]);
-                let (whole, rest) = from.as_chunks::<NR>();
-                let mut to = wide.as_chunks_mut::<NR>().0.iter_mut().skip(r).step_by(TASK_ROWS);
-                // Copied in registers, not by calls.
-                whole.iter().zip(&mut to).for_each(|(from, to)| *to = *from);
-                if let Some(to) = to.next().filter(|_| !rest.is_empty()) {
-                    to[..rest.len()].copy_from_slice(rest);
-                }
-            }
-            let panels = wide.chunks_exact(TASK_ROWS * NR);
-            for (panel, tile) in panels.zip(tiles.chunks_exact_mut(self.columns * NR)) {
-                self.sums(row, &panel[..taken * NR], tile);
+            let taken = row..rows.min(row + TASK_ROWS);
+            let words_taken = self.precision.words(taken.len());
+            self.wide(taken.clone(), count, &mut wide, words);
+            let left = self.narrow(taken, &mut narrow);
+            for (panel, tile) in
+                wide.chunks_exact(words * NR).zip(tiles.chunks_exact_mut(self.columns * NR))
+            {
+                self.sums(left, &panel[..words_taken * NR], tile);
             }
         }
         for (panel, tile) in tiles.chunks_exact(self.columns * NR).enumerate() {
@@ -104,13 +106,64 @@ impl Task<'_> {
         }
     }
 
-    /// Adds some rows' products with one panel of the wide side to `tile (columns, NR)`.
-    fn sums(&self, row: usize, panel: &[u32], tile: &mut [f32]) {
+    /// Lays some rows of the wide side as panels of `words` words each.
+    fn wide(&self, rows: Range<usize>, count: usize, to: &mut [u32], words: usize) {
+        let at = |row: usize| {
+            let from = row * self.width + self.column;
+            &self.left[from..from + count]
+        };
+        let step = 2 / self.precision.words(2);
+        for (index, row) in rows.clone().step_by(step).enumerate() {
+            let (low, low_rest) = at(row).as_chunks::<NR>();
+            let mut to = to.as_chunks_mut::<NR>().0.iter_mut().skip(index).step_by(words);
+            match self.precision {
+                Precision::F32 => {
+                    // Copied in registers, not by calls.
+                    let whole = f32_words(low.as_flattened()).as_chunks::<NR>().0;
+                    whole.iter().zip(&mut to).for_each(|(from, to)| *to = *from);
+                    if let Some(to) = to.next().filter(|_| !low_rest.is_empty()) {
+                        to[..low_rest.len()].copy_from_slice(f32_words(low_rest));
+                    }
+                }
+                Precision::Bf16 => {
+                    let zeros = [0.0; TASK_COLUMNS];
+                    let next = if row + 1 < rows.end { at(row + 1) } else { &zeros[..count] };
+                    let (high, high_rest) = next.as_chunks::<NR>();
+                    let both = low.iter().zip(high);
+                    both.zip(&mut to).for_each(|((low, high), to)| fold_two(to, low, high));
+                    if let Some(to) = to.next().filter(|_| !low_rest.is_empty()) {
+                        fold_two(to, low_rest, high_rest);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Some rows of the narrow side as words: where they lie in f32, folded to `to` in bf16.
+    fn narrow<'t>(&'t self, rows: Range<usize>, to: &'t mut [u32]) -> Left<'t> {
+        let at = |row: usize| &self.right[row * self.stride..][..self.columns];
+        match self.precision {
+            Precision::F32 => {
+                let words = &f32_words(self.right)[rows.start * self.stride..];
+                Left { words, step: self.stride, rows: self.columns }
+            }
+            Precision::Bf16 => {
+                let zeros = vec![0.0; self.columns];
+                for (row, to) in rows.clone().step_by(2).zip(to.chunks_exact_mut(self.columns)) {
+                    let high = if row + 1 < rows.end { at(row + 1) } else { &zeros };
+                    fold_two(to, at(row), high);
+                }
+                Left { words: to, step: self.columns, rows: self.columns }
+            }
+        }
+    }
+
+    /// Adds the products of some rows with one panel of the wide side to `tile (columns, NR)`.
+    fn sums(&self, right: Left<'_>, panel: &[u32], tile: &mut [f32]) {
         for (column, take) in strips(self.columns) {
-            let words = &f32_words(self.right)[row * self.stride + column..];
-            let left = Left { words, step: self.stride, rows: take };
+            let left = Left { words: &right.words[column..], step: right.step, rows: take };
             let values = &mut tile[column * NR..(column + take) * NR];
-            let (precision, narrow, ahead): (_, _, (&[u32], _)) = (Precision::F32, false, (&[], 0));
+            let (precision, narrow, ahead) = (self.precision, false, (&[][..], 0));
             accumulate(
                 Tile { values, stride: NR, fresh: false },
                 Product { precision, left, panel, narrow, ahead },

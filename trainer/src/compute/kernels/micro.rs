@@ -13,7 +13,7 @@ use super::words::Precision;
 /// Columns of a packed panel. A multiple of every vector width in use.
 pub(in crate::compute) const NR: usize = 32;
 /// Most rows of a strip of any kernel.
-pub(super) const ROWS_MAX: usize = 12;
+pub(in crate::compute) const ROWS_MAX: usize = 12;
 
 /// One stretch of a contraction: `Σ_i x[step · i + r] · panel[i]`, and which words to fetch
 /// meanwhile.
@@ -57,8 +57,8 @@ pub(super) type Kernel = unsafe fn(&Strip<'_>);
 /// the instruction set is there.
 pub(super) type Transpose = unsafe fn(from: *const u32, to: *mut u32, width: usize, count: usize);
 
-/// Brings the lines of a tile, `rows` rows of NR values at `stride`, near for writing, while something
-/// else is computed: written without, each tile waits for memory as long as it was computed.
+/// Brings the lines of a tile, `rows` rows of NR values at `stride`, near for writing while the tile
+/// is computed. Without, its stores fill the store queue and hold up the next tile.
 pub(super) type Fetch = fn(tile: *const f32, stride: usize, rows: usize);
 
 /// Rows of values to be laid side by side as words.

@@ -24,7 +24,9 @@ mod words;
 
 pub(super) use collect::{Outer, collect};
 pub(super) use linear::{Linear, Turned};
-pub(super) use micro::{Left, NR, Product, Tile, accumulate, f32_words, kernel_name, turn_square};
+pub(super) use micro::{
+    Left, NR, Product, ROWS_MAX, Tile, accumulate, f32_words, kernel_name, turn_square,
+};
 pub(super) use product::{Job, Out, Part, Term, block_rows, multiply, project, project_back};
 pub(super) use rows::{Rows, panel, strips};
 pub use words::Precision;

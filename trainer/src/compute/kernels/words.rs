@@ -63,6 +63,13 @@ fn pair(low: f32, high: f32) -> u32 {
     (rounded(low) >> 16) | (rounded(high) & 0xffff_0000)
 }
 
+/// Folds two rows into one of words: `to[i]` holds `low[i]` and, in its high half, `high[i]`.
+pub(super) fn fold_two(to: &mut [u32], low: &[f32], high: &[f32]) {
+    for ((to, low), high) in to.iter_mut().zip(low).zip(high) {
+        *to = pair(*low, *high);
+    }
+}
+
 /// Folds every two of some rows, `(stride, rows, width)`, into one of words: pairs of bf16 that are
 /// neighbours from row to row. An odd last row is paired with zeros.
 ///
