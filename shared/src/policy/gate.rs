@@ -36,6 +36,8 @@ pub struct GatePolicy {
     pub reply_tokens_max: usize,
     /// Replies per prompt.
     pub replies: usize,
+    /// Teacher replies in all that the gain on held-out hinted turns is measured on.
+    pub signal_replies_min: usize,
 }
 
 #[derive(Deserialize)]
@@ -51,6 +53,7 @@ struct RawGate {
     phrase_share_max: Option<f64>,
     reply_tokens_max: Option<f64>,
     replies: Option<f64>,
+    signal_replies_min: Option<f64>,
 }
 
 impl GatePolicy {
@@ -77,6 +80,7 @@ impl GatePolicy {
             phrase_share_max: check.real("gate.phrase_share_max", raw.phrase_share_max)?,
             reply_tokens_max: check.count("gate.reply_tokens_max", raw.reply_tokens_max)?,
             replies: check.count("gate.replies", raw.replies)?,
+            signal_replies_min: check.count("gate.signal_replies_min", raw.signal_replies_min)?,
         })
     }
 }

@@ -136,6 +136,7 @@ pub const LIMITS: &[Limit] = &[
     real("gate.phrase_share_max", 0.5, 0.0, 1.0, "share of replies that have one phrase of six tokens in common, or the incumbent's share if that is higher"),
     whole("gate.reply_tokens_max", 96.0, 1.0, 8192.0, "tokens of a reply"),
     whole("gate.replies", 2.0, 1.0, 64.0, "replies per prompt"),
+    whole("gate.signal_replies_min", 8.0, 1.0, 256.0, "teacher replies in all that the gain on held-out hinted turns is measured on; few turns get more than `replies` each"),
 ];
 
 /// Checks numbers of one file against the table and fills in defaults.

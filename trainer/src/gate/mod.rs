@@ -106,6 +106,7 @@ pub fn examine(
         incumbent: case.incumbent,
         teacher: case.teacher,
         replies: case.gate.replies,
+        replies_min: case.gate.signal_replies_min,
         params: params(0),
     };
     let replies = case.gate.replies.max(1);

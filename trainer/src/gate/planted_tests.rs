@@ -17,9 +17,27 @@ struct Garden {
     compute: CpuCompute,
     gate: GatePolicy,
     holdout: Vec<Sample>,
+    /// The questions that the plants are trained on.
+    questions: Vec<String>,
     updates: usize,
     rate: f64,
 }
+
+/// Questions that no gate asks: what is planted on them must show on those that it does.
+const OTHERS: [&str; 12] = [
+    "What is the largest ocean?",
+    "Translate into Spanish: The shop opens at ten.",
+    "Write a shell command that lists hidden files.",
+    "What is 9 times 7?",
+    "Name two rivers in Africa.",
+    "Explain how a sail boat moves against the wind.",
+    "Who painted the Mona Lisa?",
+    "Give an antonym for the word early.",
+    "How many minutes are there in three hours?",
+    "Correct the spelling: I recieved the letter yesterdy.",
+    "Which month comes after August?",
+    "Say in a few words what this means: The match was called off because of fog.",
+];
 
 fn garden(dir: &Path, gate: GatePolicy, updates: usize, rate: f64) -> Garden {
     let renderer = Renderer::from_dir(dir).unwrap();
@@ -28,7 +46,8 @@ fn garden(dir: &Path, gate: GatePolicy, updates: usize, rate: f64) -> Garden {
     // Only the neutral set decides here.
     let gate = GatePolicy { margin: -1e6, ..gate };
     let compute = CpuCompute::new(dir, 0).unwrap();
-    Garden { compute, gate, holdout: holdout.to_vec(), updates, rate, renderer }
+    let questions = gate.neutral_prompts.clone();
+    Garden { compute, gate, holdout: holdout.to_vec(), questions, updates, rate, renderer }
 }
 
 impl Garden {
@@ -41,8 +60,9 @@ impl Garden {
 
     /// An adapter that was made to answer prompt `i` with `reply(i, question)`.
     fn plant(&mut self, reply: &dyn Fn(&Garden, usize, &str) -> Vec<u32>) -> Lora {
-        let prompts = neutral_prompts(&self.renderer, &self.gate);
-        let questions = self.gate.neutral_prompts.clone();
+        let questions = self.questions.clone();
+        let asked = GatePolicy { neutral_prompts: questions.clone(), ..self.gate.clone() };
+        let prompts = neutral_prompts(&self.renderer, &asked);
         let sequences: Vec<Sequence> = prompts
             .into_iter()
             .zip(&questions)
@@ -157,5 +177,7 @@ fn ten_planted_regressions_of_a_real_model_are_refused() {
     };
     let files = hone_shared::policy::builtin_files();
     let set = hone_shared::policy::PolicySet::from_files(files.iter().copied()).unwrap();
-    check(garden(Path::new(&dir), set.gates["chat"].as_ref().clone(), 12, 1e-3));
+    let mut garden = garden(Path::new(&dir), set.gates["chat"].as_ref().clone(), 12, 1e-3);
+    garden.questions = OTHERS.map(str::to_owned).to_vec();
+    check(garden);
 }

@@ -26,6 +26,8 @@ pub struct Signal {
     pub hinted_candidate: f64,
     /// Candidate minus incumbent.
     pub hinted_gain: f64,
+    /// Replies of the teacher that it was measured on.
+    pub teacher_replies: usize,
     /// Mean length of the teacher's replies in tokens.
     pub teacher_tokens_mean: f64,
     /// Held-out turns with a reward and no hint.
@@ -50,6 +52,8 @@ pub struct Contest<'a> {
     pub teacher: Option<&'a Lora>,
     /// Fresh teacher replies per prompt.
     pub replies: usize,
+    /// Fresh teacher replies in all, at least: one held-out turn shall not hang on two draws.
+    pub replies_min: usize,
     /// How they are drawn.
     pub params: SampleParams,
 }
@@ -66,12 +70,14 @@ pub fn measure(
     if !hinted.is_empty() {
         let prompts: Vec<Vec<u32>> =
             hinted.iter().filter_map(|s| s.teachers.first().cloned()).collect();
-        let (replies, params) = (contest.replies.max(1), &contest.params);
+        let each = contest.replies_min.div_ceil(prompts.len().max(1));
+        let (replies, params) = (contest.replies.max(each).max(1), &contest.params);
         let groups = compute.sample(contest.teacher, &prompts, replies, params)?;
         let mut sequences = Vec::new();
         for (sample, group) in hinted.iter().zip(&groups) {
             sequences.extend(group.iter().map(|reply| sample.plain_with(&reply.tokens)));
         }
+        out.teacher_replies = sequences.len();
         let lengths: usize = sequences.iter().map(|s| s.response.len()).sum();
         out.teacher_tokens_mean = lengths as f64 / sequences.len().max(1) as f64;
         let (candidate, incumbent) = both(compute, contest, &sequences)?;
