@@ -49,7 +49,7 @@ fn the_built_in_set_has_the_documented_defaults() {
     assert_eq!((legacy.name.as_str(), legacy.mode), ("completions", Mode::Observe));
     assert!(set.route_for("/v1/models", &none, "anonymous").is_none());
     let judge = set.judge_of(chat).unwrap();
-    assert!(judge.llm.enabled && judge.llm.endpoint.is_none());
+    assert!(!judge.llm.enabled && judge.llm.endpoint.is_none());
     assert_eq!((judge.llm.votes, judge.hint.mode), (3, HintMode::Verbatim));
     assert_eq!(judge.hint.label, "[user's hint / instruction]");
     assert_eq!(judge.label(), format!("chat@{}", judge.version));

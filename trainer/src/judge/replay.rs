@@ -122,7 +122,7 @@ async fn again(
     let Ruled { kind, policy, rule } = ruled;
     let (now, now_by, reason) = match (rule, model) {
         (Some(rule), _) => (Some(rule.verdict), format!("rule:{}", rule.rule), rule.reason),
-        (None, Some(model)) if policy.llm.enabled => {
+        (None, Some(model)) if !policy.llm.prompt.is_empty() => {
             let said = model.ask(&policy, &seen).await.map_err(ReplayError::Model)?;
             // No valid vote is stored as 0, too.
             (said.verdict.or(Some(0)), "llm".to_owned(), String::new())

@@ -50,6 +50,7 @@ fn tool_judge_with(setting: &str) -> PolicySet {
     let files: Vec<(&str, String)> = hone_shared::policy::builtin_files()
         .iter()
         .map(|(path, text)| match *path {
+            "judges/chat.toml" => (*path, text.replace("enabled = false", "enabled = true")),
             "judges/tool.toml" => (*path, format!("{text}\n[llm]\n{setting}\n")),
             _ => (*path, (*text).to_owned()),
         })

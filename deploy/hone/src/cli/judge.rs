@@ -38,7 +38,7 @@ pub struct JudgeEvalArgs {
     /// Ask no model (default).
     #[arg(long, conflicts_with = "llm")]
     pub rules_only: bool,
-    /// Ask the judge's model where the rules are silent.
+    /// Ask the judge's model where the rules are silent, whether or not its policy is `enabled`.
     #[arg(long)]
     pub llm: bool,
     /// With --llm: ask the model about every case.
@@ -82,7 +82,8 @@ pub struct JudgeReplayArgs {
     /// Policy directory to try [default: that of the data directory].
     #[arg(long, value_name = "DIR")]
     pub policies: Option<PathBuf>,
-    /// Ask the judge's model where the rules are silent, instead of leaving those verdicts alone.
+    /// Ask the judge's model where the rules are silent, `enabled` or not, instead of leaving those
+    /// verdicts alone.
     #[arg(long)]
     pub llm: bool,
     /// The engine that is asked where the judge names no endpoint.
