@@ -2,9 +2,13 @@
 
 use super::super::*;
 use crate::testing::lab::Lab;
-use crate::testing::peers::Engine;
+use crate::testing::peers::{Engine, serve};
 use crate::testing::policies;
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use serde_json::json;
+use std::time::Duration;
+use tokio::sync::Barrier;
 
 const LLM: (&str, &str) = ("LLM", "true");
 const GOOD: &str = r#"{"verdict": 1, "reason": "goes on", "hint": null}"#;
@@ -127,4 +131,62 @@ async fn what_a_model_said_about_a_turn_is_erased_with_the_turn() {
     lab.add("t", "What is rain?", "Rain is water.", "And snow?");
     pass(&mut judge, &mut lab, &[LLM]).await;
     assert_eq!(calls(&engine), 2 * asked, "nobody knows the answer any more");
+}
+
+/// The URL of an endpoint of its own, `LLM` and an edit that names it in the policy.
+async fn remote(chat: Router) -> (&'static str, String) {
+    let models = get(|| async { Json(json!({"data": [{"id": "far"}]})) });
+    let url = serve(chat.route("/v1/models", models)).await;
+    let settings = format!("votes = 3\nendpoint = \"{url}/v1\"\nretries_max = 0");
+    ("votes = 3", settings)
+}
+
+#[tokio::test]
+async fn an_endpoint_of_its_own_gets_all_votes_at_once() {
+    let mut lab = Lab::new();
+    let turn = lab.add("s", "What is rain?", "Rain is water.", "And snow?");
+    // Nobody is answered until all three are there.
+    let together = Arc::new(Barrier::new(3));
+    let chat = post(move || {
+        let together = together.clone();
+        async move {
+            together.wait().await;
+            Json(json!({"choices": [{"index": 0, "finish_reason": "stop",
+                "message": {"role": "assistant", "content": GOOD}}]}))
+        }
+    });
+    let (from, to) = remote(Router::new().route("/v1/chat/completions", chat)).await;
+    let mut judge = Judge::new("http://127.0.0.1:1", Clock::manual(1_000)).unwrap();
+    let report = pass(&mut judge, &mut lab, &[LLM, (from, &to)]).await;
+    assert_eq!((report.judged, report.waiting), (1, 0));
+    assert_eq!(lab.store.verdict(turn).unwrap().unwrap().verdict, 1);
+}
+
+#[tokio::test]
+async fn a_vote_that_does_not_come_in_time_is_lost_and_the_turn_waits() {
+    let mut lab = Lab::new();
+    let turn = lab.add("s", "What is rain?", "Rain is water.", "And snow?");
+    let chat = post(|| async {
+        std::future::pending::<()>().await;
+        Json(json!({}))
+    });
+    let (from, to) = remote(Router::new().route("/v1/chat/completions", chat)).await;
+    let hasty = ("timeout_ms = 2000", "timeout_ms = 200");
+    let mut judge = Judge::new("http://127.0.0.1:1", Clock::manual(1_000)).unwrap();
+    let edits = [LLM, hasty, (from, &to)];
+    let waited = tokio::time::timeout(Duration::from_secs(60), pass(&mut judge, &mut lab, &edits));
+    let report = waited.await.expect("no vote is waited for without end");
+    assert_eq!((report.judged, report.waiting), (0, 1));
+    assert!(lab.store.verdict(turn).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_vote_that_failed_is_asked_for_again() {
+    let (mut lab, engine) = (Lab::new(), Engine::default());
+    engine.0.lock().unwrap().answers.push_back((503, json!({})));
+    engine.says(GOOD);
+    let turn = lab.add("s", "What is rain?", "Rain is water.", "And snow?");
+    pass(&mut judge(&engine).await, &mut lab, &[LLM]).await;
+    assert_eq!(lab.store.verdict(turn).unwrap().unwrap().verdict, 1);
+    assert_eq!(calls(&engine), 3, "one that failed, its repeat, the second vote");
 }
