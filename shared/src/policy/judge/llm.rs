@@ -106,7 +106,9 @@ impl RawLlm {
             return Err(check.refuse("llm.enabled", "missing", allowed));
         };
         let needed = ["{answer}", "{next_state}"];
-        if enabled && needed.iter().any(|name| !self.prompt.contains(name)) {
+        // One that is written down is checked, for `hone judge eval --llm` asks by it.
+        let is_used = enabled || !self.prompt.is_empty();
+        if is_used && needed.iter().any(|name| !self.prompt.contains(name)) {
             let allowed =
                 format!("a text with {}; also {}", needed.join(", "), PLACEHOLDERS.join(" "));
             return Err(check.refuse("llm.prompt", "missing a placeholder", allowed));
