@@ -251,6 +251,9 @@ pub struct Limits {
     pub engine_cooldown_ms: u64,
     /// How long a WebSocket may be silent in both directions.
     pub tunnel_idle_ms: u64,
+    /// How long an answer waits at most for its request to be recorded, when the thread that records
+    /// gets no processor, milliseconds.
+    pub record_wait_ms_max: u64,
     /// For the TLS handshake of a client.
     pub tls_handshake_ms: u64,
     /// Pairs of route and tenant whose traffic is counted apart; further ones share.
@@ -342,6 +345,7 @@ impl Default for Limits {
             engine_failures_max: 3,
             engine_cooldown_ms: 10_000,
             tunnel_idle_ms: 300_000,
+            record_wait_ms_max: 250,
             tls_handshake_ms: 10_000,
             traffic_tenants_max: 65_536,
             capture_bytes_max: 256 << 20,

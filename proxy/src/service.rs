@@ -318,6 +318,7 @@ impl ProxyHttp for Service {
         ctx.gauge.responded(response.status.as_u16());
         if let Some(tap) = &mut ctx.tap {
             tap.response_head(response);
+            tap.outlives(Duration::from_millis(self.limits.record_wait_ms_max)).await;
         }
         Ok(())
     }

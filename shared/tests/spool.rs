@@ -8,6 +8,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use hone_shared::spool::{
@@ -48,6 +52,47 @@ fn what_is_sent_is_read_back_in_order_and_the_gap_too() {
     let stats = spool.stats();
     assert_eq!((stats.requests, stats.accepted), (4, 1));
     assert_eq!(spool.try_send(Record::Begin(turn)), Err(DropReason::Closed));
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs a future to its end on this thread.
+fn wait_for<F: Future>(future: F) -> F::Output {
+    let waker = Arc::new(Unpark(thread::current())).into();
+    let (mut future, mut cx) = (pin!(future), Context::from_waker(&waker));
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(found) => return found,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+#[test]
+fn issue_3_a_record_that_has_left_is_in_a_file_whatever_becomes_of_the_process() {
+    let (_dir, mut cfg) = setup();
+    // Nothing is synced meanwhile: a kill takes the process, not what it wrote.
+    cfg.sync_ms_max = 60_000;
+    let spool = Spool::start(cfg.clone()).unwrap();
+    for i in 0..200 {
+        let body = format!("the body of number {i}.");
+        let place = spool.try_send_to(Record::Begin(begin(body.clone().into_bytes()))).unwrap();
+        wait_for(spool.left(place, Duration::ZERO));
+        let files = segments(spool.follower().dir());
+        let held: Vec<u8> = files.iter().flat_map(|path| fs::read(path).unwrap()).collect();
+        let found = held.windows(body.len()).any(|bytes| bytes == body.as_bytes());
+        assert!(found, "{body} in {files:?}");
+        // Nobody waits for a thread that is not late.
+        let place = spool.try_send_to(Record::Begin(begin(vec![b'x']))).unwrap();
+        wait_for(spool.left(place, Duration::from_secs(3_600)));
+    }
+    spool.close().unwrap();
 }
 
 #[test]

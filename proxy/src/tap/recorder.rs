@@ -6,17 +6,22 @@
 //! refused, so this end has nothing to remember.
 //!
 //! Invariant: neither [`Recorder::begin`] nor [`Recorder::done`] waits for disk.
+//! [`Recorder::left`] waits for a processor, where the machine has none for the spool.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hone_shared::feedback::Feedback;
 use hone_shared::policy::{RoutePolicy, WhenFull};
-use hone_shared::spool::{Health, Spool, SpoolError, SpoolStats};
+use hone_shared::spool::{Health, Place, Spool, SpoolError, SpoolStats};
 use hone_shared::turn::{Begin, Done, DropReason, Part, Record};
 
 use super::capture::Budget;
+
+/// Behind by more than this, the spool thread does not get the processor that it needs.
+const LATE: Duration = Duration::from_millis(2);
 
 /// The tap's end of the spool. One per process, shared by all requests.
 pub struct Recorder {
@@ -50,10 +55,17 @@ impl Recorder {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Offers the first half of a turn. `false`: refused; the spool has counted the turn as
-    /// dropped.
-    pub fn begin(&self, begin: Begin) -> bool {
-        self.spool.try_send(Record::Begin(begin)).is_ok()
+    /// Offers the first half of a turn and says where it stands. `None`: refused; the spool has
+    /// counted the turn as dropped.
+    pub fn begin(&self, begin: Begin) -> Option<Place> {
+        self.spool.try_send_to(Record::Begin(begin)).ok()
+    }
+
+    /// Waits, at most `most`, until a record is out of this process's memory, if the thread that
+    /// writes gets no processor.
+    pub async fn left(&self, place: Place, most: Duration) {
+        // Out of time, the answer goes out all the same: a full disk must not stop traffic.
+        let _ = tokio::time::timeout(most, self.spool.left(place, LATE)).await;
     }
 
     /// Length of the parts in which a long response is handed over, bytes.

@@ -9,9 +9,10 @@
 //! if it was taken; parts only in between.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hone_shared::clock::now_ms;
+use hone_shared::spool::Place;
 use hone_shared::turn::{Begin, Done, Generation, Headers, Outcome, Part, PartHead, TurnId};
 use http::HeaderMap;
 use pingora::http::ResponseHeader;
@@ -28,7 +29,8 @@ pub struct Tap {
     started: Instant,
     pinned: Pinned,
     begin: Option<Box<Opening>>,
-    begin_taken: bool,
+    /// Where the first half stands, once it was taken.
+    begun: Option<Place>,
     request: Capture,
     response: Capture,
     status: u16,
@@ -91,7 +93,7 @@ impl Tap {
             started: Instant::now(),
             pinned,
             begin: Some(Box::new(opening)),
-            begin_taken: false,
+            begun: None,
             request,
             response,
             status: 0,
@@ -153,12 +155,20 @@ impl Tap {
         self.reported = reported.and_then(|text| Generation::parse(text).ok());
     }
 
+    /// Waits, at most `most`, until the first half of the turn would outlive this process, if the
+    /// machine is so busy that it does not yet: a turn that was answered shall be known.
+    pub async fn outlives(&mut self, most: Duration) {
+        if let Some(place) = self.begun {
+            self.recorder.left(place, most).await;
+        }
+    }
+
     /// A piece of the response body.
     pub fn response_chunk(&mut self, chunk: &[u8]) {
         if self.first_byte_ms.is_none() && !chunk.is_empty() {
             self.first_byte_ms = Some(self.elapsed_ms());
         }
-        if self.begin_taken && self.response.is_part_due(chunk.len()) {
+        if self.begun.is_some() && self.response.is_part_due(chunk.len()) {
             self.hand_over_part();
         }
         self.response.push(chunk);
@@ -195,7 +205,7 @@ impl Tap {
             self.hand_over_begin();
         }
         let body = self.response.take();
-        if self.begin_taken {
+        if self.begun.is_some() {
             self.recorder.done(Done {
                 turn_id: self.turn_id,
                 status: status.unwrap_or(self.status),
@@ -218,7 +228,7 @@ impl Tap {
     fn hand_over_begin(&mut self) {
         let Some(opening) = self.begin.take() else { return };
         let body = self.request.take();
-        self.begin_taken = self.recorder.begin(Begin {
+        self.begun = self.recorder.begin(Begin {
             turn_id: self.turn_id,
             started_ms: opening.started_ms,
             route: self.pinned.policy.name.clone(),

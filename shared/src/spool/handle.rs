@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::health::{Health, Shown, Signs};
 use super::queue::Queue;
 use super::task::Task;
+use super::written::{Place, Written};
 use super::{Position, SpoolConfig, SpoolError, SpoolWriter, at};
 use crate::clock::now_ms;
 use crate::turn::{DropReason, Part, Record};
@@ -78,6 +79,7 @@ pub(super) struct Shared {
     pub(super) write_errors: AtomicU64,
     pub(super) degraded: AtomicBool,
     pub(super) health: Shown,
+    pub(super) written: Written,
 }
 
 impl Shared {
@@ -132,6 +134,11 @@ impl Spool {
     /// A refused `Begin` is counted as dropped, once, here; its `Done` need not be sent and is
     /// refused as `BeginLost` without being counted again.
     pub fn try_send(&self, record: Record) -> Result<(), DropReason> {
+        self.try_send_to(record).map(drop)
+    }
+
+    /// As [`Spool::try_send`]; says where the record stands, for [`Spool::left`].
+    pub fn try_send_to(&self, record: Record) -> Result<Place, DropReason> {
         let full = self.shared.disk_full.load(Ordering::Relaxed);
         let mut queue = lock(&self.shared.queue);
         let begins = matches!(record, Record::Begin(_));
@@ -139,12 +146,24 @@ impl Spool {
         if begins {
             self.shared.assess(&self.cfg, &mut queue);
         }
-        let awaited = std::mem::take(&mut queue.awaited);
+        let (awaited, place) = (std::mem::take(&mut queue.awaited), Place(queue.pushed));
         drop(queue);
         if awaited {
             self.shared.filled.notify_one();
         }
-        offered
+        offered.map(|()| place)
+    }
+
+    /// Waits until a record has left this process, so that killing it loses nothing, if the spool
+    /// thread is behind by more than `late`. While the disk refuses, nothing is waited for.
+    pub async fn left(&self, place: Place, late: Duration) {
+        if self.shared.written.has(place) || self.shared.degraded.load(Ordering::Relaxed) {
+            return;
+        }
+        let since = lock(&self.shared.queue).unwritten_since;
+        if since.is_some_and(|since| since.elapsed() >= late) {
+            self.shared.written.until(place).await;
+        }
     }
 
     /// Hands over a piece of a response that has not ended. Returns an empty buffer for the next

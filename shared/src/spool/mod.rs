@@ -35,6 +35,7 @@ mod scrub;
 mod sync;
 mod task;
 mod writer;
+mod written;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,7 @@ pub use health::Health;
 pub use reader::{DirReader, Item};
 pub use scrub::{Scrubbed, Unstored, scrub, unstored};
 pub use writer::SpoolWriter;
+pub use written::Place;
 
 /// Name of the directory for damaged segments, beside the process directories.
 pub const QUARANTINE: &str = "quarantine";

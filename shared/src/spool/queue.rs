@@ -8,6 +8,7 @@
 //! offered.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -35,6 +36,10 @@ pub(super) struct Queue {
     pub(super) judge: Judge,
     pub(super) requests: u64,
     pub(super) accepted: u64,
+    /// Records that were ever taken: the place of the last one.
+    pub(super) pushed: u64,
+    /// Since when records wait that are not written, as seen by the thread.
+    pub(super) unwritten_since: Option<Instant>,
     pub(super) bodies_cut: u64,
     pub(super) dropped: BTreeMap<DropReason, u64>,
     /// Emptied buffers of parts, to be filled again.
@@ -157,6 +162,8 @@ impl Queue {
     fn push(&mut self, record: Record) {
         self.bytes += record.weight();
         self.records.push_back(record);
+        self.pushed += 1;
+        self.unwritten_since.get_or_insert_with(Instant::now);
     }
 
     /// Takes records from the front until they weigh `bytes_max`; at least one, if there is one.

@@ -52,6 +52,8 @@ pub(super) struct Task {
     syncer: Syncer,
     /// `Begin` frames that are not yet durable.
     begins: u64,
+    /// Records that were taken from the queue and are not yet written.
+    unwritten: u64,
     upkeep_at: Instant,
     looked_at: Instant,
     pace: Pace,
@@ -73,6 +75,7 @@ impl Task {
             shared,
             syncer,
             begins: 0,
+            unwritten: 0,
             upkeep_at: now,
             looked_at: now,
             pace: Pace { since: now, records: 0, much: false },
@@ -91,11 +94,18 @@ impl Task {
             let begins = batch.iter().filter(|record| matches!(record, Record::Begin(_))).count();
             self.begins += begins as u64;
             let result = self.writer.append_all(&batch);
+            if result.is_ok() && !batch.is_empty() {
+                self.wrote();
+            }
             if batch.iter().any(|record| matches!(record, Record::Part(_))) {
                 lock(&self.shared.queue).recycle(&self.cfg, batch);
             }
             let result = result.and_then(|()| self.sync_if_due(degraded));
             let result = result.and_then(|()| self.upkeep());
+            // What was refused before has now been written again, if nothing failed.
+            if result.is_ok() && degraded {
+                self.wrote();
+            }
             self.note(result);
             if self.closing_since.is_some() && idle && !lock(&self.shared.queue).has_gaps() {
                 return self.finish(0);
@@ -144,11 +154,23 @@ impl Task {
             return Vec::new();
         }
         let mut batch = queue.take(self.cfg.sync_bytes_max);
+        self.unwritten += batch.len() as u64;
         self.pace.count(batch.len(), self.looked_at);
         if queue.has_gaps() && (queue.closed || self.upkeep_at.elapsed() >= UPKEEP) {
             batch.append(&mut queue.take_gaps());
         }
         batch
+    }
+
+    /// All that was taken is written: whoever waited for it goes on.
+    fn wrote(&mut self) {
+        let records = std::mem::take(&mut self.unwritten);
+        if records > 0 {
+            let mut queue = lock(&self.shared.queue);
+            queue.unwritten_since = (queue.len() > 0).then(Instant::now);
+            drop(queue);
+            self.shared.written.add(records);
+        }
     }
 
     fn sync_if_due(&mut self, now: bool) -> Result<(), SpoolError> {
@@ -297,6 +319,7 @@ impl Task {
     fn finish(mut self, lost: u64) -> u64 {
         self.writer.seal();
         self.publish(true);
+        self.shared.written.wake();
         lost
     }
 }
