@@ -180,7 +180,7 @@ impl Mode {
 pub enum Outcome {
     /// The whole response reached the client.
     Complete,
-    /// The client went away first.
+    /// The client went away before the answer was all there.
     ClientAbort,
     /// The engine could not be reached, answered with an error status or broke off.
     UpstreamError,

@@ -259,6 +259,29 @@ fn what_cannot_be_read_is_stored_raw_and_never_judged() {
     assert!(place.store.unjudged(10).unwrap().is_empty());
 }
 
+/// A streamed exchange that the client left after these lines of the answer.
+fn left_after(asked: Value, events: &[Value]) -> Outcome {
+    let mut request = json!({"model": "m", "messages": [user("q")], "stream": true});
+    request.as_object_mut().unwrap().extend(asked.as_object().unwrap().clone());
+    let begin = begin(request.to_string().into_bytes());
+    let body: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+    let headers = vec![("content-type".into(), "text/event-stream".into())];
+    let outcome = Outcome::ClientAbort;
+    let done = Done { headers, outcome, ..done(begin.turn_id, body.into_bytes()) };
+    IngestTurn::parse(&SECRET, begin, Some(done)).outcome
+}
+
+#[test]
+fn a_client_that_hangs_up_after_the_last_event_has_not_left_the_answer() {
+    let piece = |index: usize, text: &str, end: Option<&str>| json!({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": end}]});
+    let all = [piece(0, "Hel", None), piece(0, "lo", Some("stop"))];
+    let oom = json!({"error": {"message": "out of memory"}});
+    assert_eq!(left_after(json!({}), &all), Outcome::Complete);
+    assert_eq!(left_after(json!({}), &all[..1]), Outcome::ClientAbort);
+    assert_eq!(left_after(json!({"n": 2}), &all), Outcome::ClientAbort, "one answer of two");
+    assert_eq!(left_after(json!({}), &[all[0].clone(), oom]), Outcome::ModelError);
+}
+
 #[test]
 fn only_modes_that_train_and_whole_turns_are_judged() {
     let cases: [(Mode, Outcome, bool, usize); 5] = [

@@ -8,7 +8,7 @@ use candle_core::Device;
 use hone_model::config::{Family, ModelConfig};
 use hone_model::lora::Lora;
 use hone_model::oracle::CandleLlama;
-use hone_model::testing::tiny_model_of;
+use hone_model::testing::{random_lora, tiny_model_of};
 use hone_trainer::compute::{
     Compute, ComputeError, CpuCompute, Limits, Precision, Rollout, SampleParams, Sequence,
 };
@@ -32,11 +32,7 @@ fn fixture(family: Family, tied: bool) -> Result<Fixture, Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let path = tiny_model_of(&dir.path().join("tiny"), SEED, family, tied)?;
     let config = ModelConfig::from_dir(&path)?;
-    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut lora = Lora::init(&config, 5, 10.0, SEED);
-    for tensor in lora.tensors_mut() {
-        tensor.iter_mut().for_each(|value| *value += 0.1 * rng.random_range(-1.0f32..1.0));
-    }
+    let lora = random_lora(&config, 5, 10.0, SEED);
     Ok(Fixture { _dir: dir, path, config, lora })
 }
 

@@ -8,7 +8,7 @@ use candle_core::{D, Device, Tensor};
 use hone_model::config::{Family, ModelConfig};
 use hone_model::lora::Lora;
 use hone_model::oracle::{CandleLlama, LoraVars};
-use hone_model::testing::tiny_model_of;
+use hone_model::testing::{random_lora, tiny_model_of};
 use hone_trainer::compute::{
     Against, Compute, ComputeError, CpuCompute, Direction, Limits, Look, Sequence, Sight, Slopes,
 };
@@ -33,10 +33,7 @@ fn fixture(family: Family, tied: bool) -> Result<Fixture, Box<dyn Error>> {
     let path = tiny_model_of(&dir.path().join("tiny"), SEED, family, tied)?;
     let config = ModelConfig::from_dir(&path)?;
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut lora = Lora::init(&config, 5, 10.0, SEED);
-    for tensor in lora.tensors_mut() {
-        tensor.iter_mut().for_each(|value| *value += 0.1 * rng.random_range(-1.0f32..1.0));
-    }
+    let lora = random_lora(&config, 5, 10.0, SEED);
     let mut tokens =
         |count: usize| -> Vec<u32> { (0..count).map(|_| rng.random_range(0..264)).collect() };
     let (shared, other) = (tokens(11), tokens(23));

@@ -12,6 +12,7 @@
 pub mod chat;
 pub mod config;
 pub mod fetch;
+pub mod frozen;
 pub mod gguf;
 pub mod lora;
 pub mod ops;

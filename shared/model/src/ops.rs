@@ -84,3 +84,11 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     log_softmax(x)?.exp()
 }
+
+/// What an adapter adds: `scale · (x Aᵀ) Bᵀ`, with A `(rank, in)` and B `(out, rank)`.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn delta(x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    x.matmul(&a.t()?)?.matmul(&b.t()?)? * scale
+}

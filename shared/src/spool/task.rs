@@ -319,7 +319,6 @@ impl Task {
     fn finish(mut self, lost: u64) -> u64 {
         self.writer.seal();
         self.publish(true);
-        self.shared.written.wake();
         lost
     }
 }

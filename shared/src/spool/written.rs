@@ -7,9 +7,11 @@
 //! Invariant: records are written in the order of their places.
 
 use std::future::poll_fn;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::task::{Poll, Waker};
+
+use super::handle::lock;
 
 /// A record's place among those that the spool took, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,16 +26,10 @@ pub(super) struct Written {
 }
 
 impl Written {
-    /// `records` more were written.
+    /// `records` more were written: everybody looks again.
     pub(super) fn add(&self, records: u64) {
         self.records.fetch_add(records, Ordering::SeqCst);
-        self.wake();
-    }
-
-    /// Lets everybody look again.
-    pub(super) fn wake(&self) {
-        let waiting =
-            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let waiting = std::mem::take(&mut *lock(&self.waiting));
         waiting.into_iter().for_each(Waker::wake);
     }
 
@@ -47,7 +43,7 @@ impl Written {
             if self.has(place) {
                 return Poll::Ready(());
             }
-            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(cx.waker().clone());
+            lock(&self.waiting).push(cx.waker().clone());
             // Written in between: the writer may have woken everybody before.
             if self.has(place) { Poll::Ready(()) } else { Poll::Pending }
         })

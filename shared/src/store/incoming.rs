@@ -208,7 +208,7 @@ impl IngestTurn {
         }
         let answers = response.as_ref().map_or(&[][..], |response| &response.choices);
         Self {
-            outcome: outcome(done.as_ref(), response.as_ref()),
+            outcome: outcome(done.as_ref(), request.as_ref(), response.as_ref()),
             generation: generation(&begin, done.as_ref(), response.as_ref()),
             session,
             session_sent,
@@ -312,14 +312,36 @@ fn doubts(
         | bit(done.is_none(), flags::RESPONSE_LOST)
 }
 
-fn outcome(done: Option<&Done>, response: Option<&ResponseView>) -> Outcome {
+fn outcome(
+    done: Option<&Done>,
+    request: Option<&RequestView>,
+    response: Option<&ResponseView>,
+) -> Outcome {
+    let failed = response.is_some_and(|response| response.error.is_some());
     match done {
         None => Outcome::ProxyCrash,
+        // Clients hang up as soon as they have read the last event of a stream, or an error in it,
+        // which can be before the engine ends its side: they did not leave the answer.
+        Some(done) if done.outcome == Outcome::ClientAbort && done.status < 400 => {
+            match request.zip(response) {
+                Some((request, _)) if request.stream && failed => Outcome::ModelError,
+                Some((request, view)) if request.stream && is_all(request, view) => {
+                    Outcome::Complete
+                }
+                _ => Outcome::ClientAbort,
+            }
+        }
         Some(done) if done.outcome != Outcome::Complete => done.outcome,
         Some(done) if done.status >= 400 => Outcome::UpstreamError,
-        Some(_) if response.is_some_and(|response| response.error.is_some()) => Outcome::ModelError,
+        Some(_) if failed => Outcome::ModelError,
         Some(_) => Outcome::Complete,
     }
+}
+
+/// Whether every answer that was asked for is there to its end.
+fn is_all(request: &RequestView, response: &ResponseView) -> bool {
+    let asked = request.params.get("n").and_then(Value::as_u64).unwrap_or(1);
+    response.finished && response.choices.len() as u64 >= asked
 }
 
 fn generation(begin: &Begin, done: Option<&Done>, response: Option<&ResponseView>) -> Generation {

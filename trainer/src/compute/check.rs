@@ -1,11 +1,13 @@
-//! What is asked of a model before any work is done: tokens, lengths, questions.
+//! What every [`Compute`](super::Compute) checks: what it is asked before any work is done, and what
+//! it found before anybody learns from it.
 //!
-//! Invariant: what passes here cannot be out of the bounds of a table or a cache.
+//! Invariant: what passes cannot be out of the bounds of a table or a cache, and is finite.
 
 use hone_model::config::ModelConfig;
+use hone_model::lora::Lora;
 
-use super::look::Look;
-use super::{ComputeError, Sequence};
+use super::look::{Look, Sight, Slopes};
+use super::{ComputeError, Gradient, Sequence};
 
 /// Prompts and responses.
 pub(super) fn pairs(sequences: &[Sequence]) -> impl Iterator<Item = (&[u32], &[u32])> {
@@ -64,4 +66,41 @@ pub(super) fn looks(
         }
     }
     Ok(())
+}
+
+/// Checks that an adapter is one of the model's.
+pub(super) fn adapter(config: &ModelConfig, lora: &Lora) -> Result<(), ComputeError> {
+    match lora.rank > 0 && lora.fits(config) {
+        true => Ok(()),
+        false => Err(ComputeError::AdapterShape),
+    }
+}
+
+/// Checks that a loss gave as many numbers as it was shown.
+pub(super) fn slopes(index: usize, given: &Slopes, seen: &Sight) -> Result<(), ComputeError> {
+    match given.fits(seen) {
+        true => Ok(()),
+        false => {
+            let (wanted, found) = (seen.own.len(), given.own.len());
+            Err(ComputeError::LossLength { index, wanted, found })
+        }
+    }
+}
+
+/// What was seen, if it is finite.
+pub(super) fn sights(found: Vec<Sight>) -> Result<Vec<Sight>, ComputeError> {
+    let mut numbers = found.iter().flat_map(|sight| sight.own.iter().chain(&sight.kl));
+    match numbers.any(|value| !value.is_finite()) {
+        true => Err(ComputeError::NotFinite("a log-probability")),
+        false => Ok(found),
+    }
+}
+
+/// A gradient, if it is finite.
+pub(super) fn gradient(found: Gradient) -> Result<Gradient, ComputeError> {
+    let mut logprobs = found.logprobs.iter().flatten();
+    match found.lora.is_finite() && logprobs.all(|value| value.is_finite()) {
+        true => Ok(found),
+        false => Err(ComputeError::NotFinite("a gradient")),
+    }
 }

@@ -166,9 +166,7 @@ impl CpuCompute {
         kept: &'r mut Option<Packed>,
     ) -> Result<Option<&'r Packed>, ComputeError> {
         let Some(lora) = adapter else { return Ok(None) };
-        if lora.rank == 0 || !lora.fits(&self.model.config) {
-            return Err(ComputeError::AdapterShape);
-        }
+        check::adapter(&self.model.config, lora)?;
         let packed = match kept.take().filter(|packed| packed.rank == lora.rank) {
             Some(packed) => kept.insert(packed),
             None => kept.insert(Packed::new(&self.model, lora.rank)),
@@ -234,9 +232,7 @@ impl CpuCompute {
                 let (index, wanted) = (span.sequence, own.len());
                 let sight = head::sight(&seen[own], looks.get(index));
                 let given = loss(index, &sight);
-                if !given.fits(&sight) {
-                    return Err(ComputeError::LossLength { index, wanted, found: given.own.len() });
-                }
+                check::slopes(index, &given, &sight)?;
                 slopes.extend(head::slopes(given, wanted));
                 found[index] = sight.own;
             }
@@ -324,11 +320,7 @@ impl Compute for CpuCompute {
             }
         }
         self.room = room;
-        let mut numbers = found.iter().flat_map(|sight| sight.own.iter().chain(&sight.kl));
-        if numbers.any(|value| !value.is_finite()) {
-            return Err(ComputeError::NotFinite("a log-probability"));
-        }
-        Ok(found)
+        check::sights(found)
     }
 
     fn differentiate(
@@ -363,10 +355,7 @@ impl Compute for CpuCompute {
         }
         let lora = self.pool.install(|| collector.finish(adapter));
         self.room = room;
-        if !lora.is_finite() || logprobs.iter().flatten().any(|value| !value.is_finite()) {
-            return Err(ComputeError::NotFinite("a gradient"));
-        }
-        Ok(Gradient { lora, logprobs })
+        check::gradient(Gradient { lora, logprobs })
     }
 }
 

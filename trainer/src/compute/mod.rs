@@ -29,6 +29,7 @@ mod scratch;
 mod state;
 
 use hone_model::config::ConfigError;
+use hone_model::frozen::FrozenError;
 use hone_model::lora::Lora;
 use hone_model::weights::WeightsError;
 use tokio_util::sync::CancellationToken;
@@ -149,6 +150,16 @@ pub enum ComputeError {
     /// A result is infinite or not a number.
     #[error("{0} is not finite")]
     NotFinite(&'static str),
+}
+
+impl From<FrozenError> for ComputeError {
+    fn from(error: FrozenError) -> Self {
+        match error {
+            FrozenError::Config(error) => error.into(),
+            FrozenError::Weights(error) => error.into(),
+            FrozenError::Candle(error) => error.into(),
+        }
+    }
 }
 
 /// Scoring, differentiation and sampling with one base model.

@@ -53,20 +53,20 @@ fn native(
         trained => trained?,
     };
     drop(compute); // One copy of the weights at a time.
-    match trained {
-        TrainEnd::Done(candidate) => {
-            row.metrics["updates"] = json!(work.metrics()?);
-            Ok(Ok(candidate))
-        }
+    let candidate = match trained {
+        TrainEnd::Done(candidate) => candidate,
         TrainEnd::Spent(candidate, why) => {
             tracing::info!(round = row.round_id, why, "a budget is spent; on to the gate");
-            row.metrics["updates"] = json!(work.metrics()?);
             row.metrics["budget"] = json!(why);
-            Ok(Ok(candidate))
+            candidate
         }
-        TrainEnd::Interrupted => parts::turned_off(shop, row).map(Err),
-        TrainEnd::Stopped(reason) => finish(shop, row, RoundState::Failed, reason).map(Err),
-    }
+        TrainEnd::Interrupted => return parts::turned_off(shop, row).map(Err),
+        TrainEnd::Stopped(reason) => {
+            return finish(shop, row, RoundState::Failed, reason).map(Err);
+        }
+    };
+    row.metrics["updates"] = json!(work.metrics()?);
+    Ok(Ok(candidate))
 }
 
 /// A command that gets the round's train split and leaves an adapter.

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor, Var};
 use super::OracleError;
 use crate::config::ModelConfig;
 use crate::lora::{Lora, Pair, Proj};
+use crate::ops;
 
 /// The variables of one adapter, by layer and [`Proj::index`].
 pub struct LoraVars {
@@ -49,7 +50,7 @@ impl LoraVars {
         x: &Tensor,
     ) -> candle_core::Result<Tensor> {
         let (a, b) = &self.layers[layer][proj.index()];
-        x.matmul(&a.t()?)?.matmul(&b.t()?)? * (self.alpha / self.rank as f64)
+        ops::delta(x, a, b, self.alpha / self.rank as f64)
     }
 
     /// The adapter's part of a gradient. A tensor that autograd did not reach is an error: it

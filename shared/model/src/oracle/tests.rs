@@ -5,6 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::config::Family;
+use crate::ops::rotate;
 use crate::testing::{random_lora, tiny_model_of};
 
 const PROMPT: [u32; 5] = [1, 70, 71, 200, 9];
@@ -107,7 +108,7 @@ fn an_adapter_equals_the_same_matrices_added_to_the_weights() {
     let lora = trained(&config);
     let plain = CandleLlama::load(dir.path(), &Device::Cpu).unwrap();
     let mut merged = CandleLlama::load(dir.path(), &Device::Cpu).unwrap();
-    for (layer, pairs) in merged.layers.iter_mut().zip(&lora.layers) {
+    for (layer, pairs) in merged.0.layers.iter_mut().zip(&lora.layers) {
         for (weight, (proj, pair)) in layer.weights.iter_mut().zip(Proj::ALL.into_iter().zip(pairs))
         {
             let (out, width) = config.proj_shape(proj);
@@ -135,7 +136,7 @@ fn norm_and_rope_equal_the_fused_kernels() {
     assert!(largest_difference(&rms_norm(&x, &weight, 1e-5).unwrap(), &fused) < 1e-4);
     let model = model(Family::Llama, true);
     let (cos, sin) =
-        crate::ops::rotation(&model.config.rope_frequencies(), 0, 6, &Device::Cpu).unwrap();
+        crate::ops::rotation(&model.config().rope_frequencies(), 0, 6, &Device::Cpu).unwrap();
     let fused = candle_nn::rotary_emb::rope(&x.unsqueeze(0).unwrap(), &cos, &sin).unwrap();
     let own = rotate(&x, &cos, &sin).unwrap();
     assert!(largest_difference(&own, &fused.squeeze(0).unwrap()) < 1e-5);

@@ -3,10 +3,11 @@
 //! Invariant: both are f32, and in the order of [`Proj::ALL`].
 
 use candle_core::Tensor;
+use hone_model::frozen::Frozen;
 use hone_model::lora::{Lora, Pair, Proj};
+use hone_model::ops;
 
-use super::model::Model;
-use crate::compute::ComputeError;
+use crate::compute::{ComputeError, check};
 
 /// `(rank, in)` and `(out, rank)` per layer and projection.
 pub(super) struct Adapter {
@@ -15,10 +16,8 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(lora: &Lora, model: &Model) -> Result<Self, ComputeError> {
-        if lora.rank == 0 || !lora.fits(&model.config) {
-            return Err(ComputeError::AdapterShape);
-        }
+    pub(super) fn new(lora: &Lora, model: &Frozen) -> Result<Self, ComputeError> {
+        check::adapter(&model.config, lora)?;
         let pair = |(proj, pair): (Proj, &Pair)| -> Result<(Tensor, Tensor), ComputeError> {
             let (out, width) = model.config.proj_shape(proj);
             let a = Tensor::from_slice(&pair.a, (lora.rank, width), &model.device)?;
@@ -37,7 +36,7 @@ impl Adapter {
         x: &Tensor,
     ) -> candle_core::Result<Tensor> {
         let (a, b) = &self.layers[layer][proj.index()];
-        x.matmul(&a.t()?)?.matmul(&b.t()?)? * self.scale
+        ops::delta(x, a, b, self.scale)
     }
 
     /// dL / dx of [`Adapter::delta`]; adds dL by A and B to the collector.

@@ -9,17 +9,17 @@
 //! Invariant: no more than `logits_bytes_max` bytes of one matrix of logits exist at a time.
 
 use candle_core::{D, Tensor, Var};
+use hone_model::frozen::Frozen;
 use hone_model::ops::{log_softmax, rms_norm};
 
 use super::layer::piece;
-use super::model::Model;
 use crate::compute::ComputeError;
 use crate::compute::head::largest;
 use crate::compute::look::{Direction, Look, Sight, Slopes};
 
 /// The head of a model.
 pub(super) struct Head<'a> {
-    pub(super) model: &'a Model,
+    pub(super) model: &'a Frozen,
     pub(super) logits_bytes_max: usize,
 }
 

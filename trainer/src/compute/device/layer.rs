@@ -12,32 +12,35 @@
 //! another's.
 
 use candle_core::{Tensor, Var};
+use hone_model::frozen::Frozen;
 use hone_model::lora::Proj;
-use hone_model::ops::{repeat, rms_norm, rotate, softmax};
+use hone_model::ops::{self, rms_norm};
 
 use super::adapter::{Adapter, Collector};
-use super::model::Model;
 use crate::compute::ComputeError;
 
 /// What all layers of a sequence stand on.
 pub(super) struct Ground<'a> {
-    pub(super) model: &'a Model,
-    pub(super) adapter: Option<&'a Adapter>,
-    /// Cosines, sines `(T, head_dim / 2)` and causal mask `(T, T)`.
-    positions: [Tensor; 3],
+    model: &'a Frozen,
+    adapter: Option<&'a Adapter>,
+    /// Cosines and sines, `(T, head_dim / 2)`.
+    rotation: (Tensor, Tensor),
+    /// Causal, `(T, T)`.
+    mask: Tensor,
 }
 
 /// Attention over the queries, keys and values of a layer, each `(T, heads · head_dim)`.
-pub(super) type Attend<'a> = dyn Fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<Tensor> + 'a;
+pub(super) type Attend<'a> = dyn FnMut([&Tensor; 3]) -> candle_core::Result<Tensor> + 'a;
 
 impl<'a> Ground<'a> {
     /// For sequences of `length` tokens.
     pub(super) fn of(
-        model: &'a Model,
+        model: &'a Frozen,
         adapter: Option<&'a Adapter>,
         length: usize,
     ) -> Result<Self, ComputeError> {
-        Ok(Self { model, adapter, positions: super::positions(model, length)? })
+        let rotation = ops::rotation(&model.frequencies, 0, length, &model.device)?;
+        Ok(Self { model, adapter, rotation, mask: ops::causal_mask(length, &model.device)? })
     }
 
     /// `W x + bias + scale · B A x`.
@@ -69,44 +72,19 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// Causal grouped-query attention of one sequence.
-    pub(super) fn attend(
+    /// Queries, keys and values of a layer by head, see [`Frozen::heads`].
+    pub(super) fn heads(
         &self,
         layer: usize,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-    ) -> candle_core::Result<Tensor> {
-        let [cos, sin, mask] = &self.positions;
-        let config = &self.model.config;
-        let [q, k, v] = heads(self.model, layer, [q, k, v], cos, sin)?;
-        let times = config.heads / config.kv_heads;
-        let (k, v) = (repeat(&k, times)?, repeat(&v, times)?);
-        let scores = (q.matmul(&k.t()?.contiguous()?)? / (config.head_dim as f64).sqrt())?;
-        let weights = softmax(&scores.broadcast_add(mask)?)?;
-        let length = q.dim(1)?;
-        weights.matmul(&v)?.transpose(0, 1)?.contiguous()?.reshape((length, ()))
+        qkv: [&Tensor; 3],
+    ) -> candle_core::Result<[Tensor; 3]> {
+        self.model.heads(layer, qkv, &self.rotation.0, &self.rotation.1)
     }
-}
 
-/// Queries and keys normed and rotated, and values: `(heads, T, head_dim)` each.
-pub(super) fn heads(
-    model: &Model,
-    layer: usize,
-    [q, k, v]: [&Tensor; 3],
-    cos: &Tensor,
-    sin: &Tensor,
-) -> candle_core::Result<[Tensor; 3]> {
-    let (config, layer) = (&model.config, &model.layers[layer]);
-    let split = |y: &Tensor, heads: usize| y.reshape((y.dim(0)?, heads, config.head_dim));
-    let (mut q, mut k) = (split(q, config.heads)?, split(k, config.kv_heads)?);
-    if let Some([q_norm, k_norm]) = &layer.qk_norms {
-        q = rms_norm(&q, q_norm, config.rms_eps)?;
-        k = rms_norm(&k, k_norm, config.rms_eps)?;
+    /// Causal attention of one sequence over such heads.
+    pub(super) fn attend(&self, heads: &[Tensor; 3]) -> candle_core::Result<Tensor> {
+        self.model.attention(heads, &self.mask)
     }
-    let by_head = |y: Tensor| y.transpose(0, 1)?.contiguous();
-    let (q, k) = (rotate(&by_head(q)?, cos, sin)?, rotate(&by_head(k)?, cos, sin)?);
-    Ok([q, k, by_head(split(v, config.kv_heads)?)?])
 }
 
 /// A layer's tensors in the order in which they arise.
@@ -124,12 +102,21 @@ pub(super) struct Walk {
 }
 
 impl Walk {
+    /// Computes layer `index` of input `x` for one whole sequence.
+    pub(super) fn causal(
+        ground: &Ground<'_>,
+        index: usize,
+        x: &Tensor,
+    ) -> candle_core::Result<Self> {
+        Self::of(ground, index, x, &mut |qkv| ground.attend(&ground.heads(index, qkv)?))
+    }
+
     /// Computes layer `index` of input `x`.
     pub(super) fn of(
         ground: &Ground<'_>,
         index: usize,
         x: &Tensor,
-        attend: &Attend<'_>,
+        attend: &mut Attend<'_>,
     ) -> candle_core::Result<Self> {
         let (layer, eps) = (&ground.model.layers[index], ground.model.config.rms_eps);
         let x = Var::from_tensor(x)?;
@@ -137,7 +124,7 @@ impl Walk {
         let flat = normed.detach();
         let begin = |proj, x: &Tensor| Var::from_tensor(&ground.project(index, proj, x)?);
         let qkv = [begin(Proj::Q, &flat)?, begin(Proj::K, &flat)?, begin(Proj::V, &flat)?];
-        let mixed = attend(&qkv[0], &qkv[1], &qkv[2])?;
+        let mixed = attend(qkv.each_ref().map(Var::as_tensor))?;
         let attended = ground.project(index, Proj::O, &mixed.detach())?;
         let middle = Var::from_tensor(&(x.as_detached_tensor() + attended)?)?;
         let normed_middle = rms_norm(&middle, &layer.norms[1], eps)?;

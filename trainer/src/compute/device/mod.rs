@@ -11,26 +11,24 @@
 mod adapter;
 mod head;
 mod layer;
-mod model;
 mod sampler;
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use hone_model::frozen::Frozen;
 use hone_model::lora::Lora;
-use hone_model::ops;
 use tokio_util::sync::CancellationToken;
 
 use self::adapter::{Adapter, Collector};
 use self::head::Head;
 use self::layer::{Ground, Walk};
-use self::model::Model;
 use super::look::{Look, Sight, Slopes};
 use super::{Compute, ComputeError, Gradient, Precision, Rollout, SampleParams, Sequence, check};
 
 /// A base model on a device.
 pub struct DeviceCompute {
-    model: Model,
+    model: Frozen,
     logits_bytes_max: usize,
     stop: CancellationToken,
 }
@@ -46,7 +44,12 @@ impl DeviceCompute {
         precision: Precision,
         logits_bytes_max: usize,
     ) -> Result<Self, ComputeError> {
-        let model = Model::load(model_dir, device, precision)?;
+        // candle's bf16 products on the processor are slower than those of f32.
+        let matrix = match precision {
+            Precision::Bf16 if !device.is_cpu() => DType::BF16,
+            _ => DType::F32,
+        };
+        let model = Frozen::load(model_dir, device, matrix)?;
         Ok(Self { model, logits_bytes_max, stop: CancellationToken::new() })
     }
 
@@ -62,23 +65,21 @@ impl DeviceCompute {
         Head { model: &self.model, logits_bytes_max: self.logits_bytes_max }
     }
 
-    /// Inputs of all layers and, last, the hidden states before the final norm, all `(T, hidden)`.
-    fn inputs(
+    /// Hidden states `(T, hidden)` before the final norm; `keep` gets every layer's input.
+    fn run(
         &self,
         ground: &Ground<'_>,
         sequence: &Sequence,
-    ) -> Result<Vec<Tensor>, ComputeError> {
+        mut keep: impl FnMut(Tensor),
+    ) -> Result<Tensor, ComputeError> {
         let tokens = [sequence.prompt.as_slice(), &sequence.response].concat();
-        // The last token predicts nothing that is asked for.
-        let mut x = self.model.embed(&tokens[..tokens.len() - 1])?;
-        let mut all = Vec::with_capacity(self.model.layers.len() + 1);
+        let mut x = self.model.embed(&tokens[..check::fed(sequence)])?;
         for index in 0..self.model.layers.len() {
             self.uninterrupted()?;
-            let out = Walk::of(ground, index, &x, &|q, k, v| ground.attend(index, q, k, v))?.out;
-            all.push(std::mem::replace(&mut x, out));
+            let out = Walk::causal(ground, index, &x)?.out;
+            keep(std::mem::replace(&mut x, out));
         }
-        all.push(x);
-        Ok(all)
+        Ok(x)
     }
 }
 
@@ -131,20 +132,15 @@ impl Compute for DeviceCompute {
                 continue;
             }
             let ground = Ground::of(&self.model, adapter.as_ref(), check::fed(sequence))?;
-            let x = self.inputs(&ground, sequence)?.pop().ok_or(ComputeError::AdapterShape)?;
-            let look = looks.get(index);
-            let rows = rows_of(&x, sequence)?;
+            let x = self.run(&ground, sequence, drop)?;
+            let (rows, look) = (rows_of(&x, sequence)?, looks.get(index));
             let mut sight = head.sight(&rows, &sequence.response, look)?;
             if look.is_some_and(|look| look.state) {
                 sight.state = rows.flatten_all()?.to_vec1()?;
             }
             found.push(sight);
         }
-        let mut numbers = found.iter().flat_map(|sight| sight.own.iter().chain(&sight.kl));
-        match numbers.any(|value| !value.is_finite()) {
-            true => Err(ComputeError::NotFinite("a log-probability")),
-            false => Ok(found),
-        }
+        check::sights(found)
     }
 
     fn differentiate(
@@ -164,15 +160,12 @@ impl Compute for DeviceCompute {
                 continue;
             }
             let ground = Ground::of(&self.model, Some(&tensors), check::fed(sequence))?;
-            let mut inputs = self.inputs(&ground, sequence)?;
-            let x = inputs.pop().ok_or(ComputeError::AdapterShape)?;
+            let mut inputs = Vec::with_capacity(self.model.layers.len());
+            let x = self.run(&ground, sequence, |input| inputs.push(input))?;
             let (rows, look) = (rows_of(&x, sequence)?, looks.get(index));
             let sight = head.sight(&rows, &sequence.response, look)?;
             let slopes = loss(index, &sight);
-            if !slopes.fits(&sight) {
-                let (wanted, found) = (sequence.response.len(), slopes.own.len());
-                return Err(ComputeError::LossLength { index, wanted, found });
-            }
+            check::slopes(index, &slopes, &sight)?;
             logprobs[index].clone_from(&sight.own);
             let drows = head.back(&rows, &sequence.response, look, &slopes)?;
             // Rows before the response have no loss of their own.
@@ -180,20 +173,9 @@ impl Compute for DeviceCompute {
             let mut dx = drows.pad_with_zeros(0, before, 0)?;
             for (layer, x) in inputs.into_iter().enumerate().rev() {
                 self.uninterrupted()?;
-                let walk = Walk::of(&ground, layer, &x, &|q, k, v| ground.attend(layer, q, k, v))?;
-                dx = walk.back(&ground, layer, &dx, &mut collector)?;
+                dx = Walk::causal(&ground, layer, &x)?.back(&ground, layer, &dx, &mut collector)?;
             }
         }
-        let lora = collector.finish()?;
-        if !lora.is_finite() || logprobs.iter().flatten().any(|value| !value.is_finite()) {
-            return Err(ComputeError::NotFinite("a gradient"));
-        }
-        Ok(Gradient { lora, logprobs })
+        check::gradient(Gradient { lora: collector.finish()?, logprobs })
     }
-}
-
-/// Cosines, sines and mask of a sequence of `length` tokens.
-fn positions(model: &Model, length: usize) -> Result<[Tensor; 3], ComputeError> {
-    let (cos, sin) = ops::rotation(&model.frequencies, 0, length, &model.device)?;
-    Ok([cos, sin, ops::causal_mask(length, &model.device)?])
 }

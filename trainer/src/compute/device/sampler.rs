@@ -7,23 +7,21 @@
 //!
 //! Invariant: what is drawn depends on the seed, the prompt's index and the reply's index.
 
-use std::cell::RefCell;
-
 use candle_core::{D, Tensor};
+use hone_model::frozen::Frozen;
 use hone_model::ops::{self, rms_norm, softmax};
 use rand_chacha::ChaCha8Rng;
 use tokio_util::sync::CancellationToken;
 
 use super::adapter::Adapter;
-use super::layer::{Ground, Walk, heads};
-use super::model::Model;
+use super::layer::{Ground, Walk};
 use crate::compute::model::VOCAB_CHUNK;
 use crate::compute::sampler::{choose, generator};
 use crate::compute::{ComputeError, Rollout, SampleParams};
 
 /// One call's worth of drawing.
 pub(super) struct Sampler<'a> {
-    pub(super) model: &'a Model,
+    pub(super) model: &'a Frozen,
     pub(super) adapter: Option<&'a Adapter>,
     pub(super) params: &'a SampleParams,
     pub(super) stop: &'a CancellationToken,
@@ -83,23 +81,19 @@ impl Sampler<'_> {
         ground: &Ground<'_>,
         prompt: &[u32],
     ) -> Result<(Tensor, Vec<Kept>), ComputeError> {
-        let (cos, sin) =
-            ops::rotation(&self.model.frequencies, 0, prompt.len(), &self.model.device)?;
         let mut x = self.model.embed(prompt)?;
         let mut all = Vec::with_capacity(self.model.layers.len());
         for index in 0..self.model.layers.len() {
             if self.stop.is_cancelled() {
                 return Err(ComputeError::Interrupted);
             }
-            let seen = RefCell::new(None);
-            x = Walk::of(ground, index, &x, &|q, k, v| {
-                let [_, key, value] = heads(self.model, index, [q, k, v], &cos, &sin)?;
-                *seen.borrow_mut() = Some([key.detach(), value.detach()]);
-                ground.attend(index, q, k, v)
-            })?
-            .out;
-            let prompt = seen.into_inner().ok_or(ComputeError::AdapterShape)?;
-            all.push(Kept { prompt, replies: None });
+            let walked = Walk::of(ground, index, &x, &mut |qkv| {
+                let heads = ground.heads(index, qkv)?;
+                let prompt = [heads[1].detach(), heads[2].detach()];
+                all.push(Kept { prompt, replies: None });
+                ground.attend(&heads)
+            });
+            x = walked?.out;
         }
         Ok((x.narrow(0, prompt.len() - 1, 1)?, all))
     }
@@ -115,12 +109,11 @@ impl Sampler<'_> {
         let (cos, sin) = ops::rotation(&self.model.frequencies, position, 1, &self.model.device)?;
         let mut x = self.model.embed(tokens)?;
         for (index, kept) in kept.iter_mut().enumerate() {
-            let place = RefCell::new(kept);
-            x = Walk::of(ground, index, &x, &|q, k, v| {
-                let new = heads(self.model, index, [q, k, v], &cos, &sin)?;
-                self.attend(&new.map(|tensor| tensor.detach()), *place.borrow_mut())
-            })?
-            .out;
+            let walked = Walk::of(ground, index, &x, &mut |qkv| {
+                let new = self.model.heads(index, qkv, &cos, &sin)?;
+                self.attend(&new.map(|tensor| tensor.detach()), kept)
+            });
+            x = walked?.out;
         }
         self.logits(&x)
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: split, gate and its policy are the trainer's own; only the samples come from here.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use hone_model::lora::Lora;
@@ -36,7 +36,7 @@ pub struct Verdict {
 /// The gate of a life.
 pub struct Gate<'a> {
     /// The base model.
-    pub model_dir: &'a PathBuf,
+    pub model_dir: &'a Path,
     /// Its tokenizer and template.
     pub renderer: &'a Renderer,
     /// Threads; 0: all.
@@ -66,8 +66,8 @@ impl Gate<'_> {
         (train, holdout): (usize, &[Sample]),
     ) -> anyhow::Result<Verdict> {
         let begun = Instant::now();
-        let dir: &Path = self.model_dir;
-        let mut compute = cpu_kernels()(dir, self.threads, Precision::F32, &route.train.memory)?;
+        let mut compute =
+            cpu_kernels()(self.model_dir, self.threads, Precision::F32, &route.train.memory)?;
         let case =
             Case { candidate, incumbent, teacher, holdout, train: &route.train, gate: policy };
         let report = gate::examine(compute.as_mut(), self.renderer, &case)?;

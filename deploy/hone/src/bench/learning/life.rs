@@ -220,33 +220,46 @@ impl Nursery {
         };
         let dir = tempfile::tempdir().context("no temporary directory")?;
         let work = WorkDir::open(dir.path(), "round")?;
-        let ended = match train::train(self.compute.as_mut(), &plan, &work, &|| false)? {
-            TrainEnd::Spent(candidate, _) => TrainEnd::Done(candidate),
-            ended => ended,
-        };
+        let ended = train::train(self.compute.as_mut(), &plan, &work, &|| false)?;
         state.life.train_seconds += begun.elapsed().as_secs_f64();
         match ended {
-            TrainEnd::Done(candidate) if state.gated => {
-                let gate = Gate {
-                    model_dir: &self.model_dir,
-                    renderer: &self.renderer,
-                    threads: self.threads,
-                };
-                let stand = (&candidate, state.student.as_ref(), plan.teacher.as_ref());
-                let parts = (plan.samples.len(), holdout.as_slice());
-                let verdict = gate.examine((&rules.route, &rules.gate), stand, parts)?;
-                tracing::info!(?verdict, "the gate");
-                if verdict.passed {
-                    state.student = Some(candidate);
-                }
-                state.life.rounds.push(verdict);
+            TrainEnd::Done(candidate) | TrainEnd::Spent(candidate, _) => {
+                self.use_if_accepted(state, rules, candidate, &plan, &holdout)?;
             }
-            TrainEnd::Done(candidate) => state.student = Some(candidate),
             TrainEnd::Stopped(reason) => tracing::warn!(reason, "a round stopped by itself"),
-            TrainEnd::Interrupted | TrainEnd::Spent(..) => bail!("a round was interrupted"),
+            TrainEnd::Interrupted => bail!("a round was interrupted"),
         }
         state.rounds += 1;
         state.life.updates += work.metrics()?.len();
+        Ok(())
+    }
+
+    /// Lets the candidate answer from now on, unless there is a gate and it objects.
+    fn use_if_accepted(
+        &self,
+        state: &mut State,
+        rules: &Rules,
+        candidate: Lora,
+        plan: &Plan,
+        holdout: &[Sample],
+    ) -> anyhow::Result<()> {
+        if state.gated {
+            let gate = Gate {
+                model_dir: &self.model_dir,
+                renderer: &self.renderer,
+                threads: self.threads,
+            };
+            let stand = (&candidate, state.student.as_ref(), plan.teacher.as_ref());
+            let parts = (plan.samples.len(), holdout);
+            let verdict = gate.examine((&rules.route, &rules.gate), stand, parts)?;
+            tracing::info!(?verdict, "the gate");
+            let passed = verdict.passed;
+            state.life.rounds.push(verdict);
+            if !passed {
+                return Ok(());
+            }
+        }
+        state.student = Some(candidate);
         Ok(())
     }
 
