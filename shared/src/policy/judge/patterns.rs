@@ -4,12 +4,15 @@
 //! letters and signs, zero-width characters go, so that «c’était» and «c'etait» are the same and an
 //! automaton needs no slow path for them. `\b` means an ASCII word boundary for the same reason.
 //!
+//! A list is compiled when it is read, so that a fault is found then, and once more when a text first
+//! meets it: the automata of all judges take 16 MiB, and a proxy reads policies but judges nothing.
+//!
 //! Invariant: a text is matched in linear time.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
 
@@ -23,16 +26,19 @@ const PATTERN_BYTES_MAX: usize = 1 << 20;
 /// Compiled size of one list, bytes.
 const LIST_BYTES_MAX: usize = 32 << 20;
 
-/// Lists that were compiled, by the hash of their sources: judges that rest on one another share
+/// The automaton of a sound list, once it was needed.
+type Automaton = Arc<OnceLock<RegexSet>>;
+
+/// Lists that were found sound, by the hash of their sources: judges that rest on one another share
 /// most of theirs, and a directory is read again whenever a file of it changes.
-static COMPILED: LazyLock<Mutex<HashMap<[u8; 32], RegexSet>>> = LazyLock::new(Mutex::default);
+static COMPILED: LazyLock<Mutex<HashMap<[u8; 32], Automaton>>> = LazyLock::new(Mutex::default);
 /// Most lists that are kept.
 const COMPILED_MAX: usize = 256;
 
 /// Regular expressions: case-insensitive, `^` and `$` at line ends, of which any may match.
 #[derive(Clone, Default)]
 pub struct Patterns {
-    set: Option<RegexSet>,
+    set: Automaton,
     sources: Vec<String>,
 }
 
@@ -45,15 +51,16 @@ impl Patterns {
         let key = blake3::hash(sources.join("\0").as_bytes());
         let lock = || COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(set) = lock().get(key.as_bytes()) {
-            return Ok(Self { set: Some(set.clone()), sources });
+            return Ok(Self { set: Arc::clone(set), sources });
         }
-        let set = compile(&sources)?;
+        compile(&sources)?;
+        let set = Automaton::default();
         let mut compiled = lock();
         if compiled.len() >= COMPILED_MAX {
             compiled.clear();
         }
-        compiled.insert(*key.as_bytes(), set.clone());
-        Ok(Self { set: Some(set), sources })
+        compiled.insert(*key.as_bytes(), Arc::clone(&set));
+        Ok(Self { set, sources })
     }
 
     /// Compiles the list of a policy's key.
@@ -79,14 +86,20 @@ impl Patterns {
 
     /// The first expression of the list that occurs in a text, as it was written.
     pub fn first(&self, text: &str) -> Option<&str> {
-        let set = self.set.as_ref()?;
-        let at = set.matches(&fold(text)).iter().next()?;
+        let at = self.set()?.matches(&fold(text)).iter().next()?;
         self.sources.get(at).map(String::as_str)
+    }
+
+    /// The automaton; `None` for an empty list.
+    fn set(&self) -> Option<&RegexSet> {
+        // It was compiled before, so it can be.
+        let compiled = || compile(&self.sources).unwrap_or_else(|_| RegexSet::empty());
+        (!self.is_empty()).then(|| self.set.get_or_init(compiled))
     }
 
     /// Whether any of them occurs in a text.
     pub fn is_match(&self, text: &str) -> bool {
-        self.set.as_ref().is_some_and(|set| set.is_match(&fold(text)))
+        self.set().is_some_and(|set| set.is_match(&fold(text)))
     }
 }
 
