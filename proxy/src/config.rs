@@ -20,6 +20,9 @@ pub use file::{ConfigFileError, ProxyFile, check};
 use crate::pem::KeyFiles;
 use crate::upstream::EngineTls;
 
+/// Where memory outlives a process, on Linux.
+const TAIL: &str = "/dev/shm";
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the upstream `{given}` cannot be used: {problem}")]
@@ -132,6 +135,10 @@ pub struct ProxyConfig {
     /// Where turns are spooled while the spool in the data directory is full or cannot be written;
     /// best on another disk. `None`: `<data>/reserve`.
     pub reserve: Option<PathBuf>,
+    /// A directory in a memory file system, where records outlive a killed proxy until they are
+    /// written to the spool; `None`: answers wait where the spool is late, at most
+    /// `record_wait_ms_max`.
+    pub tail: Option<PathBuf>,
     /// How feedback is answered.
     pub feedback: FeedbackConfig,
     /// All other bounds.
@@ -162,6 +169,7 @@ impl ProxyConfig {
             admin_hosts: Vec::new(),
             paths_allowed: Vec::new(),
             reserve: None,
+            tail: Some(PathBuf::from(TAIL)),
             feedback: FeedbackConfig::default(),
             limits: Limits::default(),
         }
@@ -252,7 +260,7 @@ pub struct Limits {
     /// How long a WebSocket may be silent in both directions.
     pub tunnel_idle_ms: u64,
     /// How long an answer waits at most for its request to be recorded, when the thread that records
-    /// gets no processor, milliseconds.
+    /// gets no processor, milliseconds. Only without a tail, or where it has no room.
     pub record_wait_ms_max: u64,
     /// For the TLS handshake of a client.
     pub tls_handshake_ms: u64,
@@ -275,6 +283,8 @@ pub struct Limits {
     pub spool_queue_records_max: usize,
     /// Bytes that wait in memory for the spool.
     pub spool_queue_bytes_max: usize,
+    /// Bytes of the tail in memory; beyond it, records are written at once.
+    pub spool_tail_bytes_max: u64,
     /// Bytes of the spool on disk; beyond it, turns go to the reserve.
     pub spool_bytes_max: u64,
     /// Bytes of the reserve on disk; beyond it, each route's `capture.when_full` decides.
@@ -356,6 +366,7 @@ impl Default for Limits {
             rest_read_ms: 5_000,
             spool_queue_records_max: 65_536,
             spool_queue_bytes_max: 256 << 20,
+            spool_tail_bytes_max: 8 << 20,
             spool_bytes_max: 16 << 30,
             reserve_bytes_max: 1 << 30,
             capture_part_bytes: 10 << 10,

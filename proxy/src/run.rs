@@ -336,6 +336,8 @@ fn spool_config(cfg: &ProxyConfig) -> SpoolConfig {
         disk_bytes_max: limits.spool_bytes_max,
         reserve_dir: Some(cfg.reserve.clone().unwrap_or_else(|| cfg.data.reserve_dir())),
         reserve_bytes_max: limits.reserve_bytes_max,
+        tail_dir: cfg.tail.clone(),
+        tail_bytes_max: limits.spool_tail_bytes_max,
         ..SpoolConfig::new(cfg.data.spool_dir())
     }
 }

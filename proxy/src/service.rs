@@ -327,16 +327,21 @@ impl ProxyHttp for Service {
         &self,
         session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        let Some(chunk) = body.as_deref() else { return Ok(None) };
+        let chunk = body.as_deref().unwrap_or_default();
         if let Some(tunnel) = &ctx.tunnel {
             tunnel.received(chunk.len());
-        } else if let Some(tap) = &mut ctx.tap
-            && !session.was_upgraded()
-        {
+            return Ok(None);
+        }
+        let outcome = ctx.outcome(None);
+        if let Some(tap) = ctx.tap.as_mut().filter(|_| !session.was_upgraded()) {
             tap.response_chunk(chunk);
+            if end_of_stream {
+                // Before the client gets its last bytes: whatever happens now, it was answered.
+                tap.finish(outcome.unwrap_or(Outcome::Complete), None, ctx.attempts);
+            }
         }
         Ok(None)
     }

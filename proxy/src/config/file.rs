@@ -52,6 +52,8 @@ pub struct ProxyFile {
     pub tls: TlsFile,
     pub feedback: FeedbackFile,
     pub reserve: Option<PathBuf>,
+    /// Empty: none.
+    pub tail: Option<PathBuf>,
     pub grace_ms: Option<u64>,
     pub threads: Option<usize>,
     pub limits: Limits,
@@ -144,6 +146,9 @@ impl ProxyFile {
         config.admin_hosts = self.admin_hosts;
         config.paths_allowed = self.paths_allowed;
         config.reserve = self.reserve;
+        if let Some(tail) = self.tail {
+            config.tail = (!tail.as_os_str().is_empty()).then_some(tail);
+        }
         config.limits = self.limits;
         Ok(config)
     }

@@ -29,14 +29,15 @@ pub struct Recorder {
     budget: Arc<Budget>,
     opened: AtomicU64,
     in_flight: AtomicU64,
+    overtaken: AtomicU64,
 }
 
 impl Recorder {
     /// A recorder in front of `spool`; captures together hold at most `capture_bytes_max`.
     pub fn new(spool: Spool, capture_bytes_max: u64) -> Arc<Self> {
         let budget = Budget::new(capture_bytes_max);
-        let (opened, in_flight) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { spool, budget, opened, in_flight })
+        let [opened, in_flight, overtaken] = std::array::from_fn(|_| AtomicU64::new(0));
+        Arc::new(Self { spool, budget, opened, in_flight, overtaken })
     }
 
     /// The memory that captures share.
@@ -61,11 +62,21 @@ impl Recorder {
         self.spool.try_send_to(Record::Begin(begin)).ok()
     }
 
-    /// Waits, at most `most`, until a record is out of this process's memory, if the thread that
-    /// writes gets no processor.
+    /// Waits, at most `most`, until a record would outlive this process, if it does not from the
+    /// start and the thread that writes gets no processor.
     pub async fn left(&self, place: Place, most: Duration) {
+        if place.is_kept() {
+            return;
+        }
         // Out of time, the answer goes out all the same: a full disk must not stop traffic.
-        let _ = tokio::time::timeout(most, self.spool.left(place, LATE)).await;
+        if tokio::time::timeout(most, self.spool.left(place, LATE)).await.is_err() {
+            self.overtaken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Answers that went out before their requests were recorded, because that took too long.
+    pub fn overtaken_total(&self) -> u64 {
+        self.overtaken.load(Ordering::Relaxed)
     }
 
     /// Length of the parts in which a long response is handed over, bytes.

@@ -17,6 +17,8 @@ use crate::rows::turns_in;
 
 const CHILD_DATA: &str = "HONE_DURABLE_TEST_DATA";
 const CHILD_UPSTREAM: &str = "HONE_DURABLE_TEST_UPSTREAM";
+/// Set: no tail, and answers wait so many milliseconds at most for their recording.
+const CHILD_WAIT: &str = "HONE_DURABLE_TEST_WAIT";
 
 /// Not a test: the proxy process of the test below, which runs this binary again.
 #[test]
@@ -26,11 +28,34 @@ fn proxy_process() {
     let mut cfg = config(Path::new(&data), upstream);
     // An event or two: parts of every stream are on disk before its end.
     cfg.limits.capture_part_bytes = 150;
+    if let Ok(wait) = std::env::var(CHILD_WAIT) {
+        cfg.tail = None;
+        cfg.limits.record_wait_ms_max = wait.parse().unwrap();
+    }
     hone_proxy::run(cfg).unwrap();
 }
 
 pub async fn start(data: &DataDir, upstream: SocketAddr) -> (Child, SocketAddr) {
+    let (child, run) = start_with(data, upstream, &[]).await;
+    (child, run.address.parse().unwrap())
+}
+
+/// A proxy process without a tail.
+pub async fn start_tailless(
+    data: &DataDir,
+    upstream: SocketAddr,
+    wait_ms: u64,
+) -> (Child, RunFile) {
+    start_with(data, upstream, &[(CHILD_WAIT, wait_ms.to_string())]).await
+}
+
+async fn start_with(
+    data: &DataDir,
+    upstream: SocketAddr,
+    more: &[(&str, String)],
+) -> (Child, RunFile) {
     let child = Command::new(std::env::current_exe().unwrap())
+        .envs(more.iter().map(|(name, value)| (name, value)))
         .args(["--exact", "death::proxy_process", "--nocapture"])
         .env(CHILD_DATA, data.path())
         .env(CHILD_UPSTREAM, upstream.to_string())
@@ -41,7 +66,17 @@ pub async fn start(data: &DataDir, upstream: SocketAddr) -> (Child, SocketAddr) 
     let id = child.id();
     let file = || RunFile::read(data, "proxy").ok().flatten().filter(|file| file.pid == id);
     eventually("the proxy process is ready", || file().is_some()).await;
-    (child, file().unwrap().address.parse().unwrap())
+    (child, file().unwrap())
+}
+
+/// Ends a proxy once it has adopted what dead ones left.
+pub async fn adopt(data: &DataDir, upstream: SocketAddr) {
+    let (mut child, _) = start(data, upstream).await;
+    // Everything that is there is adopted when only the living process's directory is left.
+    let left = || std::fs::read_dir(data.spool_dir()).unwrap().count();
+    eventually("the dead processes' spools are adopted", || left() == 1).await;
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 /// One client: asks without pause until the process dies; the texts whose answers came whole.
@@ -114,13 +149,7 @@ async fn after_any_kill_9_every_answered_turn_is_stored_once() {
             answered.extend(client.await.unwrap());
         }
     }
-    let (child, _) = start(&data, origin.address).await;
-    // Everything that is there is adopted when only the living process's directory is left.
-    let left = || std::fs::read_dir(data.spool_dir()).unwrap().count();
-    eventually("the dead processes' spools are adopted", || left() == 1).await;
-    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    let mut child = child;
-    assert!(child.wait().unwrap().success());
+    adopt(&data, origin.address).await;
     let turns = turns_in(&data);
     let mut found: std::collections::HashMap<&str, (usize, &str)> = Default::default();
     for turn in &turns {
@@ -130,15 +159,18 @@ async fn after_any_kill_9_every_answered_turn_is_stored_once() {
         entry.0 += 1;
     }
     let lost: Vec<_> = answered.iter().filter(|text| !found.contains_key(text.as_str())).collect();
-    let crashed =
-        answered.iter().filter(|t| found.get(t.as_str()).is_some_and(|f| f.1 != "complete"));
+    let crashed: Vec<_> = answered
+        .iter()
+        .filter(|t| found.get(t.as_str()).is_some_and(|f| f.1 != "complete"))
+        .collect();
     println!(
         "{kills} kills: {} answered, {} rows, {} of the answered without their answer",
         answered.len(),
         turns.len(),
-        crashed.count()
+        crashed.len()
     );
     assert_eq!(lost, Vec::<&String>::new(), "answered and not stored");
+    assert_eq!(crashed, Vec::<&String>::new(), "answered and stored without the answer");
     let twice: Vec<_> = found.iter().filter(|(_, (count, _))| *count > 1).collect();
     assert!(twice.is_empty(), "stored twice: {twice:?}");
     assert!(!answered.is_empty());
@@ -166,11 +198,7 @@ async fn a_stream_that_dies_with_its_proxy_is_stored_once_with_what_its_client_h
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let (mut child, _) = start(&data, origin.address).await;
-    let left = || std::fs::read_dir(data.spool_dir()).unwrap().count();
-    eventually("the dead process's spool is adopted", || left() == 1).await;
-    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(child.wait().unwrap().success());
+    adopt(&data, origin.address).await;
     let turns = turns_in(&data);
     assert_eq!(turns.len(), 5, "{turns:?}");
     let whole: String = (0..5_000).map(|at| format!("w{at} ")).collect();

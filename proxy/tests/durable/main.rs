@@ -19,6 +19,7 @@ mod rows;
 mod death;
 mod disk;
 mod feedback;
+mod late;
 mod store;
 mod unsent;
 

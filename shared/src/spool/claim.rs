@@ -84,6 +84,7 @@ fn claim(roots: &[PathBuf], boot: String) -> Result<Option<ClaimedDir>, SpoolErr
         dirs.push(dir);
         locks.push(lock);
     }
+    super::tail::adopt(&dirs)?;
     let Some(path) = dirs.first().cloned() else { return Ok(None) };
     Ok(Some(ClaimedDir { path, boot, dirs, _locks: locks }))
 }

@@ -48,6 +48,15 @@ pub(super) enum Frame {
 /// Appends the frame of a record to `out`. A body that makes the payload too long is cut and marked
 /// as truncated.
 pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
+    encode_if(record, true, out);
+}
+
+/// As [`encode`], without packing.
+pub(super) fn encode_plain(record: &Record, out: &mut Vec<u8>) {
+    encode_if(record, false, out);
+}
+
+fn encode_if(record: &Record, pack: bool, out: &mut Vec<u8>) {
     let start = out.len();
     let payload_at = start + HEADER_BYTES;
     out.resize(payload_at, 0);
@@ -58,7 +67,7 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
         out.extend_from_slice(&cut(record, len));
     }
     let mut flags = 0;
-    if let Some(packed) = out.get(payload_at..).and_then(compress) {
+    if let Some(packed) = out.get(payload_at..).filter(|_| pack).and_then(compress) {
         out.truncate(payload_at);
         out.extend_from_slice(&packed);
         flags = ZSTD;

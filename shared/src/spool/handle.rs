@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::health::{Health, Shown, Signs};
 use super::queue::Queue;
+use super::tail::Tail;
 use super::task::Task;
 use super::written::{Place, Written};
 use super::{Position, SpoolConfig, SpoolError, SpoolWriter, at};
@@ -49,6 +50,8 @@ pub struct SpoolStats {
     pub degraded: bool,
     /// Whether the quotas of the spool and of the reserve are used up.
     pub disk_full: bool,
+    /// Whether records outlive this process before they are written.
+    pub has_tail: bool,
     /// All that in one word.
     pub health: Health,
 }
@@ -120,6 +123,7 @@ impl Spool {
             boot: writer.boot().to_owned(),
             shared: Arc::clone(&shared),
         };
+        lock(&shared.queue).tail = start_tail(&cfg, writer.dir());
         let task = Task::new(cfg.clone(), writer, Arc::clone(&shared)).map_err(at(&cfg.dir))?;
         let thread = std::thread::Builder::new()
             .name("spool".to_owned())
@@ -146,18 +150,21 @@ impl Spool {
         if begins {
             self.shared.assess(&self.cfg, &mut queue);
         }
-        let (awaited, place) = (std::mem::take(&mut queue.awaited), Place(queue.pushed));
+        let wakes = queue.wakes(&self.cfg);
         drop(queue);
-        if awaited {
+        if wakes {
             self.shared.filled.notify_one();
         }
-        offered.map(|()| place)
+        offered
     }
 
     /// Waits until a record has left this process, so that killing it loses nothing, if the spool
     /// thread is behind by more than `late`. While the disk refuses, nothing is waited for.
     pub async fn left(&self, place: Place, late: Duration) {
-        if self.shared.written.has(place) || self.shared.degraded.load(Ordering::Relaxed) {
+        if place.is_kept()
+            || self.shared.written.has(place)
+            || self.shared.degraded.load(Ordering::Relaxed)
+        {
             return;
         }
         let since = lock(&self.shared.queue).unwritten_since;
@@ -174,9 +181,9 @@ impl Spool {
         let mut queue = lock(&self.shared.queue);
         queue.offer_part(&self.cfg, full, part)?;
         let buffer = queue.take_buffer();
-        let awaited = std::mem::take(&mut queue.awaited);
+        let wakes = queue.wakes(&self.cfg);
         drop(queue);
-        if awaited {
+        if wakes {
             self.shared.filled.notify_one();
         }
         Ok(buffer)
@@ -224,6 +231,7 @@ impl Spool {
             write_errors: self.shared.write_errors.load(Ordering::Relaxed),
             degraded: self.shared.degraded.load(Ordering::Relaxed),
             disk_full: self.shared.disk_full.load(Ordering::Relaxed),
+            has_tail: queue.tail.is_some(),
         }
     }
 
@@ -237,6 +245,18 @@ impl Spool {
             Ok(0) => Ok(()),
             Ok(lost) => Err(SpoolError::Unwritten(lost)),
             Err(_) => Err(SpoolError::ThreadGone),
+        }
+    }
+}
+
+/// Without a tail, answers wait for the spool thread where it is late.
+fn start_tail(cfg: &SpoolConfig, dir: &Path) -> Option<Tail> {
+    let place = cfg.tail_dir.as_deref()?;
+    match Tail::create(place, dir, cfg.tail_bytes_max / 2) {
+        Ok(tail) => Some(tail),
+        Err(error) => {
+            tracing::warn!(place = %place.display(), %error, "the spool has no tail in memory");
+            None
         }
     }
 }

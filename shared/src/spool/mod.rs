@@ -11,9 +11,10 @@
 //! frame = magic | len | kind | flags | turn id | crc32 of all else | payload (zstd above 64 KiB)
 //! ```
 //! A frame never spans segments. Sealed segments never change, but for what is forgotten on demand.
-//! At most `sync_ms_max` of turns is at risk when the power fails. When only the process dies, it is
-//! what came in the moment that a record takes to the page cache; while more than 4,000 records a
-//! second come they are written together, so that this moment is a millisecond.
+//! At most `sync_ms_max` of turns, and what the thread gathers, is at risk when the power fails. When
+//! only the process dies, nothing is: what is not written yet is in the tail, in memory that outlives
+//! it. Without a tail it is what came in the moment that a record takes to the page cache; while more
+//! than 4,000 records a second come they are written together, so that this moment is a millisecond.
 //!
 //! A long response comes in parts between its `Begin` and its `Done`, so that memory holds little of
 //! it; a part that finds no room stays with the tap.
@@ -25,6 +26,7 @@
 //! on disk or is counted as dropped in a `Gap` frame. An accepted turn always has room for its
 //! `Done` (without its body, if need be).
 
+mod batch;
 mod claim;
 mod frame;
 mod handle;
@@ -33,6 +35,7 @@ mod queue;
 mod reader;
 mod scrub;
 mod sync;
+mod tail;
 mod task;
 mod writer;
 mod written;
@@ -113,6 +116,11 @@ pub struct SpoolConfig {
     pub reserve_dir: Option<PathBuf>,
     /// Most bytes of all segments in the reserve.
     pub reserve_bytes_max: u64,
+    /// A directory in a memory file system, where records outlive the process until they are
+    /// written; `None`: they do not.
+    pub tail_dir: Option<PathBuf>,
+    /// Most bytes there. Records that find no room are written at once.
+    pub tail_bytes_max: u64,
     /// How long a place that failed is passed over, and how long health stays degraded after the
     /// last trouble, milliseconds.
     pub recover_ms: u64,
@@ -124,7 +132,7 @@ pub struct SpoolConfig {
 
 impl SpoolConfig {
     /// The defaults: 64 MiB / 60 s segments, 20 ms / 1 MiB groups, 65,536 records / 256 MiB queue,
-    /// 10 KiB parts, 16 GiB on disk; no reserve (1 GiB where one is named).
+    /// 10 KiB parts, 16 GiB on disk; no reserve (1 GiB where one is named), no tail (8 MiB).
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -139,6 +147,8 @@ impl SpoolConfig {
             disk_bytes_max: 16 << 30,
             reserve_dir: None,
             reserve_bytes_max: 1 << 30,
+            tail_dir: None,
+            tail_bytes_max: 8 << 20,
             recover_ms: 2_000,
             retry_ms: 250,
             close_ms_max: 5_000,

@@ -70,6 +70,11 @@ impl DirReader {
         Self::new(dirs, None)
     }
 
+    /// As [`DirReader::dead_in`], from a segment on.
+    pub(super) fn dead_from(dirs: Vec<PathBuf>, segment: u32) -> Self {
+        Self { at: Position { segment, offset: 0 }, ..Self::dead_in(dirs) }
+    }
+
     /// Reads along with the writer of this process.
     pub fn live(follower: Follower) -> Self {
         Self::new(follower.dirs().to_owned(), Some(follower))

@@ -10,17 +10,21 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::batch::Item;
 use super::handle::{Durable, Shared, lock};
-use super::queue::Queue;
+use super::queue::{Awaited, Queue};
 use super::sync::Syncer;
+use super::tail::Tail;
 use super::{SpoolConfig, SpoolError, SpoolWriter, disk_bytes};
-use crate::turn::{DropReason, Record};
+use crate::turn::DropReason;
 
 /// How often the disk is measured and gaps are written, at most.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// Shortest time between two looks at the queue while much comes: records are written together
 /// instead of each waking the thread. What comes after a quiet moment is written at once.
 const GATHER: Duration = Duration::from_millis(1);
+/// The same for records that outlive this process already: nothing but the ingest waits for them.
+const GATHER_KEPT: Duration = Duration::from_millis(4);
 /// Records per millisecond that count as much.
 const MUCH: u32 = 4;
 /// How long they are counted before that is decided again.
@@ -34,7 +38,7 @@ struct Pace {
 }
 
 impl Pace {
-    fn count(&mut self, records: usize, now: Instant) {
+    fn count(&mut self, records: u64, now: Instant) {
         self.records = self.records.saturating_add(u32::try_from(records).unwrap_or(u32::MAX));
         let counted = now.saturating_duration_since(self.since);
         if counted >= COUNTED {
@@ -57,6 +61,7 @@ pub(super) struct Task {
     upkeep_at: Instant,
     looked_at: Instant,
     pace: Pace,
+    has_tail: bool,
     closing_since: Option<Instant>,
 }
 
@@ -69,6 +74,7 @@ impl Task {
     ) -> std::io::Result<Self> {
         let syncer = Syncer::start(Arc::clone(&shared))?;
         let now = Instant::now();
+        let has_tail = lock(&shared.queue).tail.is_some();
         let mut task = Self {
             cfg,
             writer,
@@ -79,6 +85,7 @@ impl Task {
             upkeep_at: now,
             looked_at: now,
             pace: Pace { since: now, records: 0, much: false },
+            has_tail,
             closing_since: None,
         };
         task.measure();
@@ -91,13 +98,12 @@ impl Task {
             let batch = self.next_batch();
             let degraded = self.shared.degraded.load(Ordering::Relaxed);
             let idle = batch.is_empty() && self.writer.unsynced_bytes() == 0;
-            let begins = batch.iter().filter(|record| matches!(record, Record::Begin(_))).count();
-            self.begins += begins as u64;
+            self.begins += batch.iter().map(Item::begins).sum::<u64>();
             let result = self.writer.append_all(&batch);
             if result.is_ok() && !batch.is_empty() {
                 self.wrote();
             }
-            if batch.iter().any(|record| matches!(record, Record::Part(_))) {
+            if !batch.is_empty() {
                 lock(&self.shared.queue).recycle(&self.cfg, batch);
             }
             let result = result.and_then(|()| self.sync_if_due(degraded));
@@ -119,8 +125,8 @@ impl Task {
     }
 
     /// Waits for records, at most until something else is due. While the disk refuses, takes none.
-    fn next_batch(&mut self) -> Vec<Record> {
-        if self.pace.much && self.closing_since.is_none() {
+    fn next_batch(&mut self) -> Vec<Item> {
+        if self.pace.much && !self.has_tail && self.closing_since.is_none() {
             std::thread::sleep(GATHER.saturating_sub(self.looked_at.elapsed()));
         }
         let degraded = self.shared.degraded.load(Ordering::Relaxed);
@@ -135,12 +141,22 @@ impl Task {
         };
         let queue = lock(&self.shared.queue);
         let idle = |q: &mut Queue| {
-            q.awaited = !q.closed && !q.synced && (degraded || q.len() == 0);
-            q.awaited
+            let idle = !q.closed && !q.synced && (degraded || q.len() == 0);
+            q.awaited = if idle { Awaited::Records } else { Awaited::Nothing };
+            idle
         };
         let waited = self.shared.filled.wait_timeout_while(queue, wait, idle);
         let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        (queue.awaited, queue.synced) = (false, false);
+        if queue.len() > 0 && !degraded {
+            let waits = |q: &mut Queue| {
+                let waits = !q.closed && q.can_wait(&self.cfg);
+                q.awaited = if waits { Awaited::Hurry } else { Awaited::Nothing };
+                waits
+            };
+            let waited = self.shared.filled.wait_timeout_while(queue, GATHER_KEPT, waits);
+            (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        (queue.awaited, queue.synced) = (Awaited::Nothing, false);
         self.looked_at = Instant::now();
         if queue.closed {
             self.closing_since.get_or_insert_with(Instant::now);
@@ -154,10 +170,12 @@ impl Task {
             return Vec::new();
         }
         let mut batch = queue.take(self.cfg.sync_bytes_max);
-        self.unwritten += batch.len() as u64;
-        self.pace.count(batch.len(), self.looked_at);
+        let records = batch.iter().map(Item::records).sum::<u64>();
+        self.unwritten += records;
+        self.pace.count(records, self.looked_at);
         if queue.has_gaps() && (queue.closed || self.upkeep_at.elapsed() >= UPKEEP) {
-            batch.append(&mut queue.take_gaps());
+            let gaps = queue.take_gaps().into_iter();
+            batch.extend(gaps.map(|gap| Item::Record(Box::new(gap))));
         }
         batch
     }
@@ -168,6 +186,7 @@ impl Task {
         if records > 0 {
             let mut queue = lock(&self.shared.queue);
             queue.unwritten_since = (queue.len() > 0).then(Instant::now);
+            queue.tail.as_mut().into_iter().for_each(Tail::wrote);
             drop(queue);
             self.shared.written.add(records);
         }
@@ -248,6 +267,10 @@ impl Task {
             return Ok(());
         }
         self.upkeep_at = Instant::now();
+        let mut queue = lock(&self.shared.queue);
+        let nothing_waits = queue.len() == 0 && self.unwritten == 0;
+        queue.tail.as_mut().into_iter().for_each(|tail| tail.wipe(nothing_waits));
+        drop(queue);
         self.measure();
         let age = self.writer.segment_since().map(|since| since.elapsed());
         let old = age.is_some_and(|age| age >= Duration::from_millis(self.cfg.segment_age_ms_max));
@@ -308,7 +331,7 @@ impl Task {
             if rest.is_empty() {
                 break;
             }
-            lost += rest.iter().filter(|r| matches!(r, Record::Begin(_))).count() as u64;
+            lost += rest.iter().map(Item::begins).sum::<u64>();
         }
         *queue.dropped.entry(DropReason::SpoolError).or_default() += lost;
         lost
@@ -318,6 +341,8 @@ impl Task {
     /// this.
     fn finish(mut self, lost: u64) -> u64 {
         self.writer.seal();
+        // Before a reader, who is told next, removes the directory that has links to it.
+        lock(&self.shared.queue).tail = None;
         self.publish(true);
         lost
     }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::batch::Item;
 use super::sync::Job;
 use super::{Position, SpoolConfig, SpoolError, at, frame, segment_path};
 use crate::data_dir::sync_parent;
@@ -170,16 +171,23 @@ impl SpoolWriter {
     /// Frames a record and writes it. After an error the record is kept and written by the next
     /// [`SpoolWriter::sync`].
     pub fn append(&mut self, record: &Record) -> Result<(), SpoolError> {
-        self.append_all(std::slice::from_ref(record))
+        let start = self.unsynced.len();
+        frame::encode(record, &mut self.unsynced);
+        self.write_from(start)
     }
 
     /// As [`SpoolWriter::append`], with one write for all.
-    pub(super) fn append_all(&mut self, records: &[Record]) -> Result<(), SpoolError> {
-        if records.is_empty() {
+    pub(super) fn append_all(&mut self, items: &[Item]) -> Result<(), SpoolError> {
+        let start = self.unsynced.len();
+        items.iter().for_each(|item| item.encode(&mut self.unsynced));
+        self.write_from(start)
+    }
+
+    /// Writes what was kept from `start` on.
+    fn write_from(&mut self, start: usize) -> Result<(), SpoolError> {
+        if self.unsynced.len() == start {
             return Ok(());
         }
-        let start = self.unsynced.len();
-        records.iter().for_each(|record| frame::encode(record, &mut self.unsynced));
         self.unsynced_since.get_or_insert_with(Instant::now);
         if self.file.is_none() {
             return self.rewrite();

@@ -17,6 +17,16 @@ use super::handle::lock;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place(pub(super) u64);
 
+impl Place {
+    /// Of a record that outlives this process from the start.
+    pub(super) const KEPT: Self = Self(0);
+
+    /// Whether nothing is to be waited for.
+    pub fn is_kept(self) -> bool {
+        self == Self::KEPT
+    }
+}
+
 /// How many records were written, and who waits for more.
 #[derive(Debug, Default)]
 pub(super) struct Written {

@@ -47,6 +47,12 @@ fn spool(page: &mut Page, operator: &Operator) {
     page.one("hone_spool_queue_bytes", gauge, help, spool.queued_bytes as u64);
     let help = "Writes and syncs of the spool that failed.";
     page.one("hone_spool_write_errors_total", "counter", help, spool.write_errors);
+    let help = "Answers that went out before their requests were safe from a kill.";
+    let overtaken = operator.recorder.overtaken_total();
+    page.one("hone_spool_overtaken_total", "counter", help, overtaken);
+    let tail = u64::from(spool.has_tail);
+    let help = "1 while records outlive the proxy before they are written.";
+    page.one("hone_spool_tail", gauge, help, tail);
     let full = u64::from(spool.disk_full);
     page.one("hone_spool_full", gauge, "1 while the spool's quota is used up.", full);
     page.one("hone_reserve_bytes", gauge, "Bytes of the reserve on disk.", spool.reserve_bytes);
