@@ -60,7 +60,7 @@ fn pytorch_and_peft_train_a_round() {
     let log = it.lab.data.rounds_dir().join(&row.round_id).join("external.log");
     let log = std::fs::read_to_string(log).unwrap_or_default();
     assert_eq!(end, End::Finished(RoundState::Promoted), "{}\n{log}", row.reason);
-    let gain = row.metrics["gate"]["signal"]["rewarded_gain"].as_f64().unwrap();
+    let gain = row.metrics["gate"]["signal"]["approved_gain"].as_f64().unwrap();
     println!("gain on held-out sessions: {gain:.3} nats per token");
     assert!(gain > 0.0, "{log}");
 }

@@ -82,7 +82,7 @@ fn approved_answers_become_more_likely_on_sessions_that_were_held_out() {
     let it = prepared("Thanks, perfect.");
     let (end, row) = it.round(&[("margin = 0.02", "margin = 0.05")]);
     assert_eq!(end, End::Finished(RoundState::Promoted), "{}", row.reason);
-    let gain = row.metrics["gate"]["signal"]["rewarded_gain"].as_f64().unwrap();
+    let gain = row.metrics["gate"]["signal"]["approved_gain"].as_f64().unwrap();
     assert!(gain >= 0.05, "{gain}");
 }
 

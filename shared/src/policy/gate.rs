@@ -16,8 +16,10 @@ const PROMPTS_MAX: usize = 200;
 pub struct GatePolicy {
     /// Name: the file's name without `.toml`.
     pub name: String,
-    /// Nats per token that the candidate must gain on held-out hinted replies.
+    /// Nats per token that the candidate must gain on held-out corrections.
     pub margin: f64,
+    /// Nats per token that approved answers may become less likely.
+    pub approved_loss_max: f64,
     /// Prompts that have nothing to do with what was trained.
     pub neutral_prompts: Vec<String>,
     /// Largest divergence from the base model on them, nats per token.
@@ -44,6 +46,7 @@ pub struct GatePolicy {
 #[serde(deny_unknown_fields)]
 struct RawGate {
     margin: Option<f64>,
+    approved_loss_max: Option<f64>,
     neutral_prompts: Vec<String>,
     neutral_kl_max: Option<f64>,
     repetition_max: Option<f64>,
@@ -71,6 +74,7 @@ impl GatePolicy {
         Ok(Self {
             name: name.to_owned(),
             margin: check.real("gate.margin", raw.margin)?,
+            approved_loss_max: check.real("gate.approved_loss_max", raw.approved_loss_max)?,
             neutral_prompts: raw.neutral_prompts,
             neutral_kl_max: check.real("gate.neutral_kl_max", raw.neutral_kl_max)?,
             repetition_max: check.real("gate.repetition_max", raw.repetition_max)?,

@@ -127,7 +127,8 @@ pub const LIMITS: &[Limit] = &[
     whole("judge.hint.count_max", 3.0, 1.0, 16.0, "hints kept per turn, shortest first"),
     real("judge.feedback.dead_band", 0.2, 0.0, 1.0, "explicit numbers nearer to 0 than this, of -1 to 1, mean verdict 0"),
     // gates/*.toml
-    real("gate.margin", 0.02, -10.0, 10.0, "nats per token that the candidate must gain on held-out hinted replies"),
+    real("gate.margin", 0.02, -10.0, 10.0, "nats per token that the candidate must gain on held-out corrections: hinted, rejected and demonstrated answers"),
+    real("gate.approved_loss_max", 0.25, 0.0, 100.0, "nats per token that held-out approved answers may become less likely"),
     real("gate.neutral_kl_max", 0.5, 0.0, 100.0, "nats per token between candidate and base on the neutral prompts"),
     real("gate.repetition_max", 0.35, 0.0, 1.0, "share of repeated 4-grams in the candidate's replies"),
     real("gate.ended_share_min", 0.5, 0.0, 1.0, "share of replies that end by themselves, or the incumbent's share if that is lower"),

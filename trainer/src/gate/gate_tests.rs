@@ -40,11 +40,13 @@ fn a_better_candidate_that_is_still_itself_passes() {
 #[test]
 fn each_fault_is_an_objection_with_its_number() {
     let (signal, neutral) = good();
-    let rewarded = Signal { rewarded_turns: 1, rewarded_gain: -0.3, ..signal };
+    let rejected = Signal { rejected_turns: 1, rejected_gain: 0.01, ..signal };
+    let approved = Signal { approved_turns: 1, approved_gain: -0.3, ..signal };
     let cases = [
         (Signal { hinted_gain: 0.019, ..signal }, neutral, "hinted turns"),
         (Signal { hinted_gain: f64::NAN, ..signal }, neutral, "hinted turns"),
-        (rewarded, neutral, "rewarded turns"),
+        (rejected, neutral, "rejected turns"),
+        (approved, neutral, "approved turns"),
         (Signal::default(), neutral, "no held-out turn"),
         (signal, Neutral { kl: 0.6, ..neutral }, "KL"),
         (signal, Neutral { kl: f64::INFINITY, ..neutral }, "KL"),
@@ -60,6 +62,13 @@ fn each_fault_is_an_objection_with_its_number() {
         let report = judge(&strict(), signal, neutral);
         assert!(!report.passed && report.reason().contains(word), "{word}: {report:?}");
     }
+}
+
+#[test]
+fn of_approved_answers_a_candidate_need_only_keep_what_it_can() {
+    let (_, neutral) = good();
+    let kept = Signal { approved_turns: 1, approved_gain: -0.05, ..Signal::default() };
+    assert!(judge(&strict(), kept, neutral).passed);
 }
 
 #[test]

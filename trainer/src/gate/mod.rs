@@ -1,5 +1,7 @@
 //! Gate: a candidate is published only if it proves, on turns it has not learned from, that it is
-//! better at what it was trained for, and on neutral prompts that it is still itself.
+//! better at what it was trained for, and on neutral prompts that it is still itself. Where no more
+//! than one session had anything to correct, only approved turns are held out, and it must prove
+//! that it has kept them.
 //!
 //! Invariant: fails closed. No held-out turns, no neutral prompts, a number that is not finite: the
 //! candidate is refused, with the reason and every number. An error of the machine is no verdict.
@@ -138,9 +140,13 @@ pub fn judge(policy: &GatePolicy, signal: Signal, neutral: Neutral) -> Report {
         let what = "gain on held-out hinted turns (nats/token)";
         objections.extend(under(what, signal.hinted_gain, policy.margin));
     }
-    if signal.rewarded_turns > 0 {
-        let what = "gain on held-out rewarded turns (nats/token)";
-        objections.extend(under(what, signal.rewarded_gain, policy.margin));
+    if signal.rejected_turns > 0 {
+        let what = "gain on held-out rejected turns (nats/token)";
+        objections.extend(under(what, signal.rejected_gain, policy.margin));
+    }
+    if signal.approved_turns > 0 {
+        let what = "loss on held-out approved turns (nats/token)";
+        objections.extend(over(what, -signal.approved_gain, policy.approved_loss_max));
     }
     if signal.demonstrated_turns > 0 {
         let what = "gain on held-out demonstrations (nats/token)";
@@ -170,7 +176,7 @@ pub fn judge(policy: &GatePolicy, signal: Signal, neutral: Neutral) -> Report {
         over("share of empty neutral replies", neutral.empty_share, EMPTY_SHARE_MAX),
     ];
     objections.extend(limits.into_iter().flatten());
-    if signal.hinted_turns + signal.rewarded_turns + signal.demonstrated_turns == 0 {
+    if signal.turns() == 0 {
         objections.push("no held-out turn carries a signal".into());
     }
     let passed = objections.is_empty();

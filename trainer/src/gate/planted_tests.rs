@@ -44,7 +44,7 @@ fn garden(dir: &Path, gate: GatePolicy, updates: usize, rate: f64) -> Garden {
     let holdout = ["Why is it so?", "What is rain?"];
     let holdout = holdout.map(|q| sample(&renderer, q, "Because of that."));
     // Only the neutral set decides here.
-    let gate = GatePolicy { margin: -1e6, ..gate };
+    let gate = GatePolicy { margin: -1e6, approved_loss_max: 1e6, ..gate };
     let compute = CpuCompute::new(dir, 0).unwrap();
     let questions = gate.neutral_prompts.clone();
     Garden { compute, gate, holdout: holdout.to_vec(), questions, updates, rate, renderer }

@@ -78,17 +78,16 @@ fn panel(name: &str, values: &[f64], x: f64, y: f64) -> String {
 fn numbers(report: &Report) -> Vec<String> {
     let (s, n) = (&report.signal, &report.neutral);
     let mut lines = vec![format!("gate {}: {}", report.policy, report.reason())];
-    if s.hinted_turns > 0 {
-        lines.push(format!("{} hinted turns: {:+.4} nats/token", s.hinted_turns, s.hinted_gain));
-    }
-    if s.rewarded_turns > 0 {
-        let gain = s.rewarded_gain;
-        lines.push(format!("{} rewarded turns: {gain:+.4} nats/token", s.rewarded_turns));
-    }
-    if s.demonstrated_turns > 0 {
-        let gain = s.demonstrated_gain;
-        lines.push(format!("{} demonstrations: {gain:+.4} nats/token", s.demonstrated_turns));
-    }
+    let gains = [
+        ("hinted turns", s.hinted_turns, s.hinted_gain),
+        ("rejected turns", s.rejected_turns, s.rejected_gain),
+        ("approved turns", s.approved_turns, s.approved_gain),
+        ("demonstrations", s.demonstrated_turns, s.demonstrated_gain),
+    ];
+    let measured = gains.into_iter().filter(|(_, turns, _)| *turns > 0);
+    lines.extend(
+        measured.map(|(what, turns, gain)| format!("{turns} {what}: {gain:+.4} nats/token")),
+    );
     lines.push(format!("neutral: KL {:.4} nats, repetition {:.3}", n.kl, n.repetition));
     let pairs = [
         ("ended", n.ended_share, n.ended_share_incumbent),

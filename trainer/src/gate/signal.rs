@@ -1,9 +1,12 @@
 //! The signal the candidate was trained for, on turns it was not trained on.
 //!
 //! Hinted turns: the hinted teacher answers afresh; the gain is how much more likely the candidate
-//! finds those answers *without* the hint than the incumbent does, mean ln p per token. Rewarded
-//! turns: the same difference on the live reply, times the reward. A turn with both counts as
-//! hinted; its reward gain is reported but not tested (the hint says more than the sign).
+//! finds those answers *without* the hint than the incumbent does, mean ln p per token. Turns with
+//! a reward only: the same difference on the live reply, times the reward; what was rejected and what
+//! was approved apart, because only the first can be won. A live reply was drawn from the incumbent
+//! or one before it, so any other model is expected to find it less likely, by the divergence of the
+//! two (Gibbs' inequality): of an approved one a candidate can only lose little. A turn with hint and
+//! reward counts as hinted; its reward gain is reported but not tested (the hint says more).
 //!
 //! Demonstrated turns: how much more likely the candidate finds what a person would have answered.
 //!
@@ -30,16 +33,27 @@ pub struct Signal {
     pub teacher_replies: usize,
     /// Mean length of the teacher's replies in tokens.
     pub teacher_tokens_mean: f64,
-    /// Held-out turns with a reward and no hint.
-    pub rewarded_turns: usize,
+    /// Held-out turns with a negative reward and no hint.
+    pub rejected_turns: usize,
     /// Mean of reward × (candidate − incumbent) on their live replies.
-    pub rewarded_gain: f64,
+    pub rejected_gain: f64,
+    /// Held-out turns with a positive reward and no hint.
+    pub approved_turns: usize,
+    /// The same on their live replies.
+    pub approved_gain: f64,
     /// The same over the turns that have a hint as well; reported only.
     pub rewarded_gain_of_hinted: f64,
     /// Held-out turns that a person answered anew.
     pub demonstrated_turns: usize,
     /// Mean gain in ln p of those answers.
     pub demonstrated_gain: f64,
+}
+
+impl Signal {
+    /// Held-out turns that say anything.
+    pub fn turns(&self) -> usize {
+        self.hinted_turns + self.rejected_turns + self.approved_turns + self.demonstrated_turns
+    }
 }
 
 /// Who is compared, and how the teacher draws.
@@ -66,7 +80,8 @@ pub fn measure(
 ) -> Result<Signal, GateError> {
     let mut out = Signal::default();
     let hinted: Vec<&Sample> = holdout.iter().filter(|s| !s.teachers.is_empty()).collect();
-    let rewarded: Vec<&Sample> = holdout.iter().filter(|s| s.has_only_a_reward()).collect();
+    let (approved, rejected): (Vec<&Sample>, Vec<&Sample>) =
+        holdout.iter().filter(|s| s.has_only_a_reward()).partition(|s| s.reward > 0.0);
     if !hinted.is_empty() {
         let prompts: Vec<Vec<u32>> =
             hinted.iter().filter_map(|s| s.teachers.first().cloned()).collect();
@@ -87,8 +102,10 @@ pub fn measure(
         out.hinted_gain = out.hinted_candidate - out.hinted_incumbent;
         out.rewarded_gain_of_hinted = reward_gain(compute, contest, &hinted)?;
     }
-    out.rewarded_turns = rewarded.len();
-    out.rewarded_gain = reward_gain(compute, contest, &rewarded)?;
+    out.rejected_turns = rejected.len();
+    out.rejected_gain = reward_gain(compute, contest, &rejected)?;
+    out.approved_turns = approved.len();
+    out.approved_gain = reward_gain(compute, contest, &approved)?;
     let shown = |s: &Sample| Some(s.plain_with(s.demonstration.as_ref()?));
     let demonstrated: Vec<Sequence> = holdout.iter().filter_map(shown).collect();
     out.demonstrated_turns = demonstrated.len();

@@ -159,7 +159,9 @@ impl Sampler<'_> {
             }
         }
         let names: Vec<(String, String)> = chosen.iter().map(|(i, _)| session(*i)).collect();
-        let held = split::hold_out(self.secret, &names, &before, self.round.holdout_share);
+        let corrects: Vec<bool> = chosen.iter().map(|(_, sample)| sample.corrects()).collect();
+        let share = self.round.holdout_share;
+        let held = split::hold_out(self.secret, &names, &corrects, &before, share);
         let mut batch = Batch::default();
         for ((i, sample), held) in chosen.into_iter().zip(held) {
             let fate = &mut fates[i];

@@ -90,6 +90,11 @@ impl Sample {
         self.reward != 0.0 || !self.teachers.is_empty()
     }
 
+    /// Whether it says that another answer would have been better.
+    pub fn corrects(&self) -> bool {
+        self.reward < 0.0 || !self.teachers.is_empty() || self.demonstration.is_some()
+    }
+
     /// Whether its live reply is all there is to anchor.
     pub fn has_only_a_reward(&self) -> bool {
         self.reward != 0.0 && self.teachers.is_empty()

@@ -6,13 +6,18 @@
 //! every session of a round has taught before (one person in one long conversation) are the newest
 //! turns held out instead: better than no test.
 //!
+//! What is held out should be able to show that the candidate is better, and an approved answer
+//! cannot: it came from the incumbent, so no candidate is expected to find it likelier (Gibbs'
+//! inequality). Where two sessions or more have corrected turns, the first that is held out is one
+//! of them, again by the hash; where only one has, it teaches.
+//!
 //! Invariant: with four samples or more both parts have at least one, unless all of them belong to
 //! sessions that were held out before; a session is never in both but for the exception above. With
 //! fewer samples nothing is held out, and the gate will refuse.
 
 use hone_shared::store::Split;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Fewest samples that are split.
 pub const SPLIT_MIN: usize = 4;
@@ -20,10 +25,15 @@ pub const SPLIT_MIN: usize = 4;
 /// Tenant and session.
 pub type Session = (String, String);
 
-/// For each sample's session whether it is held out. `before` says where sessions fell earlier.
+/// For each sample whether it is held out. `sessions` and `corrects` have an entry per sample: its
+/// session, and whether it says that another answer would have been better ([`Sample::corrects`]).
+/// `before` says where sessions fell earlier.
+///
+/// [`Sample::corrects`]: super::Sample::corrects
 pub fn hold_out(
     secret: &[u8; 32],
     sessions: &[Session],
+    corrects: &[bool],
     before: &BTreeMap<Session, Option<Split>>,
     share: f64,
 ) -> Vec<bool> {
@@ -47,6 +57,15 @@ pub fn hold_out(
         .collect();
     ranked.sort_unstable();
     let size = |session: &Session| sizes.get(session).copied().unwrap_or(0);
+    let correcting: BTreeSet<&Session> =
+        sessions.iter().zip(corrects).filter(|(_, corrects)| **corrects).map(|(s, _)| s).collect();
+    if correcting.len() > 1 && !held.iter().any(|session| correcting.contains(session)) {
+        let fits = |s: &Session| correcting.contains(s) && count + size(s) <= want;
+        if let Some(at) = ranked.iter().position(|(_, session)| fits(session)) {
+            let first = ranked.remove(at);
+            ranked.insert(0, first);
+        }
+    }
     for (_, session) in &ranked {
         if count + size(session) <= want {
             held.push(*session);
@@ -61,10 +80,22 @@ pub fn hold_out(
         held.push(*session);
     }
     if held.is_empty() {
-        // Nothing else to test on: the newest turns.
-        return (0..total).map(|i| i >= total - want).collect();
+        return newest(corrects, total, want);
     }
     sessions.iter().map(|session| held.contains(&session)).collect()
+}
+
+/// Nothing else to test on: the newest turns, and the newest correction among them if another one is
+/// left to teach.
+fn newest(corrects: &[bool], total: usize, want: usize) -> Vec<bool> {
+    let mut held: Vec<bool> = (0..total).map(|i| i >= total - want).collect();
+    let shows = held.iter().zip(corrects).any(|(held, corrects)| *held && *corrects);
+    let mut others = (0..total).rev().filter(|i| corrects.get(*i) == Some(&true));
+    if let (false, Some(last), Some(_)) = (shows, others.next(), others.next()) {
+        held[total - want] = false;
+        held[last] = true;
+    }
+    held
 }
 
 /// How many of `total` to hold out: the share, rounded, but at least 1 and not all.
@@ -93,7 +124,7 @@ mod tests {
     }
 
     fn split(sessions: &[&str], share: f64) -> Vec<bool> {
-        hold_out(&SECRET, &named(sessions), &BTreeMap::new(), share)
+        hold_out(&SECRET, &named(sessions), &[], &BTreeMap::new(), share)
     }
 
     fn many(n: usize) -> Vec<Session> {
@@ -108,7 +139,7 @@ mod tests {
     fn from_four_samples_on_both_parts_have_at_least_one() {
         for share in [0.0, 0.2, 0.9, 1.0] {
             for n in 4..20 {
-                let count = held(&hold_out(&SECRET, &many(n), &BTreeMap::new(), share));
+                let count = held(&hold_out(&SECRET, &many(n), &[], &BTreeMap::new(), share));
                 assert!((1..n).contains(&count), "{count} of {n} at {share}");
             }
         }
@@ -119,7 +150,7 @@ mod tests {
     fn the_long_conversation_teaches_and_the_short_one_tests() {
         for secret in 0..20 {
             let sessions = named(&["a", "a", "b", "a", "b", "a"]);
-            let parts = hold_out(&[secret; 32], &sessions, &BTreeMap::new(), 0.2);
+            let parts = hold_out(&[secret; 32], &sessions, &[], &BTreeMap::new(), 0.2);
             assert_eq!(parts, [false, false, true, false, true, false], "key {secret}");
         }
     }
@@ -138,12 +169,12 @@ mod tests {
     #[test]
     fn the_split_is_the_same_again_and_another_with_another_key() {
         let sessions = many(40);
-        let split = |secret: u8| hold_out(&[secret; 32], &sessions, &BTreeMap::new(), 0.2);
+        let split = |secret: u8| hold_out(&[secret; 32], &sessions, &[], &BTreeMap::new(), 0.2);
         assert_eq!(split(7), split(7));
         assert_eq!(held(&split(7)), 8);
         assert_ne!(split(7), split(8));
         let others: Vec<Session> = sessions.iter().map(|(_, s)| ("u".into(), s.clone())).collect();
-        assert_ne!(split(7), hold_out(&[7; 32], &others, &BTreeMap::new(), 0.2));
+        assert_ne!(split(7), hold_out(&[7; 32], &others, &[], &BTreeMap::new(), 0.2));
     }
 
     #[test]
@@ -152,7 +183,7 @@ mod tests {
         for round in 0..20usize {
             // Some sessions go on, some are new.
             let sessions: Vec<Session> = many(60).into_iter().skip(round * 2).take(9).collect();
-            let parts = hold_out(&SECRET, &sessions, &before, 0.2);
+            let parts = hold_out(&SECRET, &sessions, &[], &before, 0.2);
             assert!((1..9).contains(&held(&parts)), "round {round}: {parts:?}");
             for (session, held) in sessions.into_iter().zip(parts) {
                 let now = Some(if held { Split::Holdout } else { Split::Train });
@@ -167,15 +198,41 @@ mod tests {
         let taught = |s: &str| (named(&[s])[0].clone(), Some(Split::Train));
         let before = BTreeMap::from([taught("a"), taught("b")]);
         let want = [false, false, false, false, true];
-        assert_eq!(hold_out(&SECRET, &named(&["a"; 5]), &before, 0.2), want);
-        assert_eq!(hold_out(&SECRET, &named(&["a", "b", "a", "b", "a"]), &before, 0.2), want);
+        assert_eq!(hold_out(&SECRET, &named(&["a"; 5]), &[], &before, 0.2), want);
+        assert_eq!(hold_out(&SECRET, &named(&["a", "b", "a", "b", "a"]), &[], &before, 0.2), want);
         assert_eq!(split(&["a"; 5], 0.2), want);
     }
 
     #[test]
     fn what_was_held_out_never_teaches_even_in_a_round_of_its_own() {
         let before = BTreeMap::from([(named(&["a"])[0].clone(), Some(Split::Holdout))]);
-        assert_eq!(hold_out(&SECRET, &named(&["a"; 5]), &before, 0.2), [true; 5]);
-        assert_eq!(hold_out(&SECRET, &named(&["a"; 2]), &before, 0.2), [true; 2]);
+        assert_eq!(hold_out(&SECRET, &named(&["a"; 5]), &[], &before, 0.2), [true; 5]);
+        assert_eq!(hold_out(&SECRET, &named(&["a"; 2]), &[], &before, 0.2), [true; 2]);
+    }
+
+    #[test]
+    fn of_two_corrected_sessions_one_is_held_out_and_an_only_one_teaches() {
+        let sessions = many(6);
+        for secret in 0..30 {
+            let parts = |corrects: [bool; 6]| {
+                hold_out(&[secret; 32], &sessions, &corrects, &BTreeMap::new(), 0.2)
+            };
+            let two = parts([false, true, false, false, true, false]);
+            assert!(two[1] != two[4] && held(&two) == 1, "key {secret}: {two:?}");
+            let all = parts([true; 6]);
+            assert_eq!(all, parts([false; 6]), "key {secret}: the hash alone decides");
+            assert_eq!(parts([false, false, true, false, false, false]), all, "key {secret}");
+        }
+    }
+
+    #[test]
+    fn of_one_long_session_the_newest_correction_is_held_out_if_another_one_teaches() {
+        let alone = |corrects: [bool; 5]| {
+            hold_out(&SECRET, &named(&["a"; 5]), &corrects, &BTreeMap::new(), 0.2)
+        };
+        let newest = [false, false, false, false, true];
+        assert_eq!(alone([true, false, true, false, false]), [false, false, true, false, false]);
+        assert_eq!(alone([true, false, false, false, false]), newest);
+        assert_eq!(alone([true, false, false, true, true]), newest);
     }
 }

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 /// What the gate said to one round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
+    /// Whether the round was trained on the opposite of what the user wants.
+    pub sabotaged: bool,
     /// Whether the candidate was accepted.
     pub passed: bool,
     /// The objections, or that there was none.
@@ -25,8 +27,14 @@ pub struct Verdict {
     pub train: usize,
     /// Samples that tested.
     pub holdout: usize,
-    /// Nats per token gained on held-out hinted turns.
+    /// Held-out turns with a hint.
+    pub hinted_turns: usize,
+    /// Nats per token gained on them.
     pub hinted_gain: f64,
+    /// Held-out turns that were only approved.
+    pub approved_turns: usize,
+    /// Nats per token gained on them.
+    pub approved_gain: f64,
     /// Nats per token away from the base on neutral prompts.
     pub neutral_kl: f64,
     /// Seconds that the gate took.
@@ -49,12 +57,23 @@ pub fn parted(samples: Vec<Sample>, seed: u64, share: f64) -> (Vec<Sample>, Vec<
     secret[..8].copy_from_slice(&seed.to_le_bytes());
     let sessions: Vec<Session> =
         samples.iter().map(|s| ("tenant".to_owned(), s.session_id.clone())).collect();
-    let held = split::hold_out(&secret, &sessions, &Default::default(), share);
+    let corrects: Vec<bool> = samples.iter().map(Sample::corrects).collect();
+    let held = split::hold_out(&secret, &sessions, &corrects, &Default::default(), share);
     let (mut train, mut holdout) = (Vec::new(), Vec::new());
     for (sample, held) in samples.into_iter().zip(held) {
         if held { holdout.push(sample) } else { train.push(sample) }
     }
     (train, holdout)
+}
+
+/// The opposite of what the scripted user asks for.
+pub const OPPOSITE: &str = "Answer at length, as a list of many bullet points with bold text.";
+
+/// Turns round what a sample teaches: its reward, and its hint. `opposite` is its prompt with
+/// [`OPPOSITE`].
+pub fn turn_round(sample: &mut Sample, opposite: Vec<u32>) {
+    sample.reward = -sample.reward;
+    sample.teachers = vec![opposite];
 }
 
 impl Gate<'_> {
@@ -64,6 +83,7 @@ impl Gate<'_> {
         (route, policy): (&RoutePolicy, &GatePolicy),
         (candidate, incumbent, teacher): (&Lora, Option<&Lora>, Option<&Lora>),
         (train, holdout): (usize, &[Sample]),
+        sabotaged: bool,
     ) -> anyhow::Result<Verdict> {
         let begun = Instant::now();
         let mut compute =
@@ -72,11 +92,15 @@ impl Gate<'_> {
             Case { candidate, incumbent, teacher, holdout, train: &route.train, gate: policy };
         let report = gate::examine(compute.as_mut(), self.renderer, &case)?;
         Ok(Verdict {
+            sabotaged,
             passed: report.passed,
             reason: report.reason(),
             train,
             holdout: holdout.len(),
+            hinted_turns: report.signal.hinted_turns,
             hinted_gain: report.signal.hinted_gain,
+            approved_turns: report.signal.approved_turns,
+            approved_gain: report.signal.approved_gain,
             neutral_kl: report.neutral.kl,
             seconds: begun.elapsed().as_secs_f64(),
         })
@@ -110,5 +134,8 @@ mod tests {
             (0..20).any(|seed| chosen(seed) != holdout[0].session_id),
             "another seed parts otherwise"
         );
+        let mut turned = all[0].clone();
+        turn_round(&mut turned, vec![9]);
+        assert_eq!((turned.reward, turned.teachers), (1.0, vec![vec![9]]));
     }
 }

@@ -4,10 +4,11 @@
 //! there are enough samples they are trained on, with the same code and the same policy as a round;
 //! the result is used at once (no gate: the comparison shall show also what a gate would refuse).
 //! Lives of a gated method have rounds as a deployment: as many samples as the policy asks for, some
-//! of them held out, and a refused candidate is not used.
+//! of them held out, a refused candidate is not used, and the user who is content stays.
 //!
 //! Invariant: the questions of the final measurement are never asked before it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -89,6 +90,8 @@ pub struct Nursery {
 struct State {
     kind: Kind,
     gated: bool,
+    /// The prompts of the samples with the opposite hint, where rounds are sabotaged.
+    opposites: Option<BTreeMap<TurnId, Vec<u32>>>,
     student: Option<Lora>,
     remembered: Vec<String>,
     samples: Vec<Sample>,
@@ -125,8 +128,10 @@ impl Nursery {
         for (at, question) in asked.iter().take(self.sessions_max).enumerate() {
             self.session(&mut state, &rules, question, at as u64)?;
             if state.is_content() {
-                state.life.content_at = Some(at + 1);
-                break;
+                state.life.content_at.get_or_insert(at + 1);
+                if !state.gated {
+                    break;
+                }
             }
         }
         state.life.unseen_rule_share = self.kept(&state, &rules, &unseen)?;
@@ -154,6 +159,10 @@ impl Nursery {
             (Kind::Remembered, Some(words)) => state.remember(hint::instruction(words)),
             (Kind::Learned, words) => {
                 let sample = self.sample(state, rules, question, prompt, said, words.as_deref())?;
+                if let (Some(sample), Some(opposites)) = (&sample, &mut state.opposites) {
+                    let opposite = self.hinted(rules, question, gated::OPPOSITE)?;
+                    opposites.insert(sample.turn_id, opposite);
+                }
                 state.samples.extend(sample);
             }
         }
@@ -176,8 +185,7 @@ impl Nursery {
     ) -> anyhow::Result<Option<Sample>> {
         let train = &rules.route.train;
         let hint = words.filter(|_| train.weight_opd > 0.0);
-        let hinted = hint
-            .map(|words| self.render(&hint::enhance(&[asks(question)], &rules.hint_label, words)));
+        let hinted = hint.map(|words| self.hinted(rules, question, words));
         let teachers: Vec<Vec<u32>> = hinted.into_iter().collect::<anyhow::Result<_>>()?;
         let verdict = if words.is_some() { -1.0 } else { 1.0 };
         let reward = if train.weight_rl > 0.0 { verdict } else { 0.0 };
@@ -205,10 +213,16 @@ impl Nursery {
         policy.seed = policy.seed.wrapping_mul(1_000).wrapping_add(state.rounds);
         let generation = state.generation()?;
         let drawn = std::mem::take(&mut state.samples);
-        let (samples, holdout) = match state.gated {
+        let (mut samples, holdout) = match state.gated {
             true => gated::parted(drawn, policy.seed, rules.route.round.holdout_share),
             false => (drawn, Vec::new()),
         };
+        if let Some(opposites) = state.opposites_now() {
+            for sample in &mut samples {
+                let opposite = opposites.remove(&sample.turn_id).context("no opposite prompt")?;
+                gated::turn_round(sample, opposite);
+            }
+        }
         let plan = Plan {
             samples,
             start: state.student.clone().filter(|_| policy.warm_start),
@@ -244,6 +258,7 @@ impl Nursery {
         holdout: &[Sample],
     ) -> anyhow::Result<()> {
         if state.gated {
+            let sabotaged = state.opposites_now().is_some();
             let gate = Gate {
                 model_dir: &self.model_dir,
                 renderer: &self.renderer,
@@ -251,7 +266,7 @@ impl Nursery {
             };
             let stand = (&candidate, state.student.as_ref(), plan.teacher.as_ref());
             let parts = (plan.samples.len(), holdout);
-            let verdict = gate.examine((&rules.route, &rules.gate), stand, parts)?;
+            let verdict = gate.examine((&rules.route, &rules.gate), stand, parts, sabotaged)?;
             tracing::info!(?verdict, "the gate");
             let passed = verdict.passed;
             state.life.rounds.push(verdict);
@@ -335,6 +350,11 @@ impl Nursery {
         self.render(&messages)
     }
 
+    /// The prompt of a question with a hint, as the teacher sees it.
+    fn hinted(&self, rules: &Rules, question: &str, words: &str) -> anyhow::Result<Vec<u32>> {
+        self.render(&hint::enhance(&[asks(question)], &rules.hint_label, words))
+    }
+
     fn render(&self, messages: &[Value]) -> anyhow::Result<Vec<u32>> {
         self.renderer.prompt(PATH, messages, None).map_err(|reason| anyhow!("a prompt: {reason}"))
     }
@@ -372,12 +392,19 @@ impl State {
         Self {
             kind: method.kind,
             gated: method.gated,
+            opposites: method.sabotaged.then(BTreeMap::new),
             student: None,
             remembered: Vec::new(),
             samples: Vec::new(),
             rounds: 0,
             life,
         }
+    }
+
+    /// Where this round is sabotaged, the opposite prompts. Not before the model has learned
+    /// something that is worth keeping.
+    fn opposites_now(&mut self) -> Option<&mut BTreeMap<TurnId, Vec<u32>>> {
+        self.opposites.as_mut().filter(|_| self.student.is_some())
     }
 
     /// The last sessions were all content.

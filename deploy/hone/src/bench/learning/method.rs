@@ -28,10 +28,15 @@ pub struct Method {
     pub train: Vec<(String, String)>,
     /// Whether rounds are as a deployment's: some samples held out, and the gate decides.
     pub gated: bool,
+    /// Whether rounds after the first accepted one are trained on the opposite of what the user
+    /// wants, so that the gate has something to refuse.
+    pub sabotaged: bool,
 }
 
 /// The part of a method's name that puts its rounds before the gate.
 const GATE: &str = "gate";
+/// The part of a method's name that turns its signal round.
+const SABOTAGE: &str = "sabotage";
 
 type Known = (&'static str, Kind, &'static [(&'static str, &'static str)]);
 
@@ -62,7 +67,7 @@ pub fn place(name: &str) -> usize {
 }
 
 /// The methods of these names, or all. `name+key=value+…` is a method with other `[train]` values,
-/// `name+gate` one whose rounds pass the gate.
+/// `name+gate` one whose rounds pass the gate, `name+sabotage` one whose rounds shall not.
 pub fn chosen(names: &[String]) -> anyhow::Result<Vec<Method>> {
     if names.is_empty() {
         return KNOWN.iter().map(|(name, ..)| parse(name)).collect();
@@ -80,20 +85,22 @@ fn parse(name: &str) -> anyhow::Result<Method> {
         .ok_or_else(|| UsageError(format!("no method {base:?}; there are {}", names())))?;
     let mut train: Vec<(String, String)> =
         own.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let mut gated = false;
+    let (mut gated, mut sabotaged) = (false, false);
     for part in parts {
-        if part == GATE {
+        if [GATE, SABOTAGE].contains(&part) {
             gated = true;
+            sabotaged |= part == SABOTAGE;
             continue;
         }
         let (key, value) = part.split_once('=').ok_or_else(|| {
             UsageError(format!(
-                "method {name:?}: {part:?} is neither KEY=VALUE of [train] nor {GATE:?}"
+                "method {name:?}: {part:?} is none of KEY=VALUE of [train], {GATE:?}, \
+                 {SABOTAGE:?}"
             ))
         })?;
         train.push((key.to_owned(), value.to_owned()));
     }
-    Ok(Method { name: name.to_owned(), kind: *kind, train, gated })
+    Ok(Method { name: name.to_owned(), kind: *kind, train, gated, sabotaged })
 }
 
 impl Method {

@@ -23,9 +23,12 @@ pub struct Row {
     pub corrections_mean: f64,
     /// Seconds of training.
     pub train_seconds_mean: f64,
-    /// Rounds that the gate accepted, and rounds that it saw: none without a gate.
+    /// Honest rounds that the gate accepted, and that it saw: none without a gate.
     pub rounds_accepted: usize,
     pub rounds_gated: usize,
+    /// Sabotaged rounds that the gate refused, and that it saw.
+    pub sabotage_refused: usize,
+    pub sabotage_gated: usize,
     /// Each life's sessions, by seed: `x` corrected, `o` content.
     pub curves: Vec<String>,
 }
@@ -51,7 +54,10 @@ fn row(method: &str, lives: &[&Life]) -> Row {
     let mean = |figure: &dyn Fn(&Life) -> f64| {
         lives.iter().map(|life| figure(life)).sum::<f64>() / lives.len() as f64
     };
-    let gated = || lives.iter().flat_map(|life| &life.rounds);
+    let gated = |sabotaged: bool| {
+        let rounds = lives.iter().flat_map(|life| &life.rounds);
+        rounds.filter(move |verdict| verdict.sabotaged == sabotaged)
+    };
     Row {
         method: method.to_owned(),
         seeds: lives.len(),
@@ -61,8 +67,10 @@ fn row(method: &str, lives: &[&Life]) -> Row {
         forgotten_nats: mean(&|life| life.forgotten_nats),
         corrections_mean: mean(&|life| life.corrections as f64),
         train_seconds_mean: mean(&|life| life.train_seconds),
-        rounds_accepted: gated().filter(|verdict| verdict.passed).count(),
-        rounds_gated: gated().count(),
+        rounds_accepted: gated(false).filter(|verdict| verdict.passed).count(),
+        rounds_gated: gated(false).count(),
+        sabotage_refused: gated(true).filter(|verdict| !verdict.passed).count(),
+        sabotage_gated: gated(true).count(),
         curves: lives.iter().map(|life| curve(life)).collect(),
     }
 }
@@ -93,14 +101,23 @@ pub fn table(rows: &[Row]) -> String {
             format!("{:.3}", row.forgotten_nats),
             format!("{:.1}", row.corrections_mean),
             format!("{:.0}", row.train_seconds_mean),
-            match row.rounds_gated {
-                0 => "no gate".to_owned(),
-                rounds => format!("{} of {rounds}", row.rounds_accepted),
-            },
+            gate(row),
             row.curves.join(" "),
         ]);
     }
     table.to_string()
+}
+
+/// What the gate did with the rounds that it saw.
+fn gate(row: &Row) -> String {
+    let honest = match row.rounds_gated {
+        0 => "no gate".to_owned(),
+        rounds => format!("{} of {rounds}", row.rounds_accepted),
+    };
+    match row.sabotage_gated {
+        0 => honest,
+        rounds => format!("{honest}; sabotage refused: {} of {rounds}", row.sabotage_refused),
+    }
 }
 
 #[cfg(test)]
