@@ -4,6 +4,11 @@
 //! New is what the route's last round has not looked at. Turns that it held out or dropped are not
 //! new, so they never start a round by themselves; they take part in the next one.
 //!
+//! Praise alone begins no round: it says nothing new. Six approved answers trained on by themselves
+//! made other approved answers 1 to 1.8 nats per token less likely (`hone bench learning --methods
+//! hybrid+gate` of 2026-11-23, before this rule). Approved turns wait in the pool for a correction,
+//! to hold what it may not break.
+//!
 //! Invariant: a round begins only if it could hold out a turn, because the gate refuses without.
 
 use crate::sample::split::SPLIT_MIN;
@@ -62,6 +67,21 @@ pub fn is_due(
     let round = &route.round;
     let is_idle = round.idle_ms > 0 && quiet_ms >= round.idle_ms;
     fresh.len() >= round.samples_min || age_ms >= round.age_ms_max || is_idle
+}
+
+/// Whether a round over `pool` would have enough to correct, and something of it new. `corrections`
+/// says of each turn whether it asks for another answer.
+pub fn corrects_enough(
+    route: &RoutePolicy,
+    pool: &[(StoredTurn, VerdictRow)],
+    corrections: &[bool],
+    last: Option<&RoundRow>,
+) -> bool {
+    let seen: HashSet<TurnId> = last.map(|row| seen(&row.metrics)).unwrap_or_default();
+    let asking = || pool.iter().zip(corrections).filter(|(_, asks)| **asks).map(|((t, _), _)| t);
+    let is_new = asking().any(|turn| !seen.contains(&turn.turn_id));
+    let needed = route.round.corrections_min;
+    needed == 0 || asking().count() >= needed && is_new
 }
 
 fn seen(metrics: &Value) -> HashSet<TurnId> {

@@ -101,3 +101,19 @@ fn issue_5_a_few_turns_begin_a_round_as_soon_as_nobody_asks_anything() {
     route.round.idle_ms = 0;
     assert!(!is_due(&route, &few, None, 1, u64::MAX), "switched off");
 }
+
+#[test]
+fn praise_begins_no_round_and_neither_do_corrections_that_are_not_new() {
+    let route = route_policy();
+    let mut pool = pool(&[0; 6]);
+    assert!(!corrects_enough(&route, &pool, &[false; 6], None));
+    assert!(!corrects_enough(&route, &pool, &[true, false, false, false, false, false], None));
+    let two = [true, false, false, true, false, false];
+    assert!(corrects_enough(&route, &pool, &two, None));
+    let before = last(&pool[..4]);
+    assert!(!corrects_enough(&route, &pool, &two, Some(&before)));
+    pool.swap(3, 5);
+    assert!(corrects_enough(&route, &pool, &two, Some(&before)));
+    let praise = policies(&[("corrections_min = 2", "corrections_min = 0")]);
+    assert!(corrects_enough(praise.route("chat").unwrap(), &pool, &[false; 6], None));
+}

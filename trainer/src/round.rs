@@ -20,14 +20,13 @@
 mod parts;
 mod training;
 
-pub use parts::{POOL_MAX, abandon, begin};
+pub use parts::{POOL_MAX, abandon, begin, corrections};
 
 use crate::compute::ComputeError;
 use crate::external::ExternalError;
 use crate::gate::{self, Case};
 use crate::publish::{self, PublishError};
 use crate::sample::preview::PreviewError;
-use crate::sample::split::SPLIT_MIN;
 use crate::train::TrainError;
 use crate::work::{WorkDir, WorkError};
 use crate::workshop::{Workshop, WorkshopError};
@@ -103,8 +102,8 @@ fn stages(
         Some(frozen) => frozen,
         None => parts::draw(shop, row, &ground, &work)?,
     };
-    if batch.train.is_empty() || batch.train.len() + batch.holdout.len() < SPLIT_MIN {
-        let reason = format!("too few usable samples; dropped: {}", json!(batch.dropped));
+    let too_little = parts::too_little(&ground.route, &batch);
+    if let Some(reason) = too_little.or(parts::not_taken(shop, &ground.route, &batch)?) {
         return finish(shop, row, RoundState::Abandoned, reason);
     }
 
@@ -145,7 +144,12 @@ fn stages(
         return finish(shop, row, RoundState::Refused, report.reason());
     }
 
-    // Publish: registry, engine, alias, proxy.
+    // Publish: registry, engine, alias, proxy; by the rules of now.
+    if let Some(route) = policies.current().route(&row.route)
+        && let Some(reason) = parts::not_taken(shop, route, &batch)?
+    {
+        return finish(shop, row, RoundState::Abandoned, reason);
+    }
     let draft = parts::manifest(shop, row, &ground, &batch);
     let base_model = parts::base_name(&shop.model_dir);
     if let Some(reason) = parts::forgotten(shop, row, &batch)? {

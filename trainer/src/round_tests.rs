@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// The gate's margin must not depend on what a random model makes of a hint.
 const EASY: (&str, &str) = ("margin = 0.02", "margin = -9.0");
+/// Praise may begin a round by itself.
+const PRAISE: (&str, &str) = ("corrections_min = 2", "corrections_min = 0");
 
 struct Run {
     lab: Lab,
@@ -80,7 +82,9 @@ fn a_round_goes_from_corrections_to_a_served_generation() {
 #[test]
 fn approved_answers_become_more_likely_on_sessions_that_were_held_out() {
     let it = prepared("Thanks, perfect.");
-    let (end, row) = it.round(&[("margin = 0.02", "margin = 0.05")]);
+    let (_, row) = it.round(&[]);
+    assert!(row.reason.contains("too few usable corrections: 0 of 2"), "{}", row.reason);
+    let (end, row) = it.round(&[PRAISE]);
     assert_eq!(end, End::Finished(RoundState::Promoted), "{}", row.reason);
     let gain = row.metrics["gate"]["signal"]["approved_gain"].as_f64().unwrap();
     assert!(gain >= 0.05, "{gain}");
@@ -114,6 +118,33 @@ fn turns_of_tenants_that_the_route_does_not_take_teach_it_nothing() {
     let own = format!("{paths}\ntenants = [\"t\"]");
     let (end, row) = it.round(&[EASY, (paths, &own)]);
     assert_eq!(end, End::Finished(RoundState::Promoted), "{}", row.reason);
+}
+
+#[test]
+fn a_tenant_that_the_route_stops_taking_leaves_a_round_that_has_begun() {
+    let it = prepared(CORRECTION);
+    let paths = "paths = [\"/v1/chat/completions\"]";
+    let others = format!("{paths}\ntenants = [\"somebody-else\"]");
+    let edit = (paths, others.as_str());
+    let set = policies(&[EASY]);
+    let pool = it.workshop().store.trainable("chat", POOL_MAX).unwrap();
+    let begun = || begin(&mut it.workshop(), set.route("chat").unwrap(), &pool, None).unwrap();
+    let gave_up = |row: &mut RoundRow, policies: &dyn Fn(&mut RoundRow) -> End| {
+        assert_eq!(policies(row), End::Finished(RoundState::Abandoned), "{}", row.reason);
+        assert!(row.reason.contains("does not take the tenant"), "{}", row.reason);
+        assert!(it.served().is_base() && it.workshop().registry.list().unwrap().is_empty());
+    };
+    // Between a stop of the trainer and its next start.
+    let mut row = begun();
+    let mut shop = it.workshop();
+    let stop = shop.shutdown.clone();
+    shop.kernels = watched_kernels(move |_, _| stop.cancel());
+    assert_eq!(run(&mut shop, &mut row, &set).unwrap(), End::Interrupted);
+    let after = policies(&[EASY, edit]);
+    gave_up(&mut row, &|row| run(&mut it.workshop(), row, &after).unwrap());
+    // While it trains.
+    let turning = Turning { n: 4, edit, asked: Default::default() };
+    gave_up(&mut begun(), &|row| run(&mut it.workshop(), row, &turning).unwrap());
 }
 
 #[test]
@@ -384,20 +415,21 @@ fn kill_nine_in_the_middle_of_training_changes_not_one_byte_of_the_adapter() {
     assert_eq!(resumed.candidate, row.candidate, "a generation is the hash of its bytes");
 }
 
-/// Policies in which the route stops learning when they are asked for the `n`th time.
-struct TurnedOff {
+/// Policies that are edited when they are asked for the `n`th time.
+struct Turning<'a> {
     n: usize,
+    edit: (&'a str, &'a str),
     asked: std::cell::Cell<usize>,
 }
 
-impl Policies for TurnedOff {
+impl Policies for Turning<'_> {
     fn current(&self) -> std::sync::Arc<hone_shared::policy::PolicySet> {
         self.asked.set(self.asked.get() + 1);
-        let edit = match self.asked.get() >= self.n {
-            true => vec![EASY, ("MODE", "observe")],
+        let edits = match self.asked.get() >= self.n {
+            true => vec![EASY, self.edit],
             false => vec![EASY],
         };
-        std::sync::Arc::new(policies(&edit))
+        std::sync::Arc::new(policies(&edits))
     }
 }
 
@@ -411,7 +443,7 @@ fn a_route_whose_learning_is_turned_off_gets_no_further_and_keeps_its_samples() 
     let pool = shop.store.trainable("chat", POOL_MAX).unwrap();
     while n < 1_000 {
         let mut row = begin(&mut shop, set.route("chat").unwrap(), &pool, None).unwrap();
-        let turning = TurnedOff { n, asked: Default::default() };
+        let turning = Turning { n, edit: ("MODE", "observe"), asked: Default::default() };
         let end = run(&mut shop, &mut row, &turning).unwrap();
         if turning.asked.get() < n {
             break;

@@ -8,7 +8,7 @@
 //! checkpoint on disk.
 
 use crate::driver::HoneDriver;
-use crate::due::is_due;
+use crate::due::{corrects_enough, is_due};
 use crate::judge::Judge;
 use crate::publish::{self, ProxyAdmin, Publisher, RollbackTo};
 use crate::round::{self, End};
@@ -23,7 +23,7 @@ use hone_shared::registry::{AliasState, Registry};
 use hone_shared::store::{RoundRow, Store};
 use hone_shared::turn::Generation;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,11 @@ const LATER_FIRST_MS: u64 = 1_000;
 const LATER_LAST_MS: u64 = 60_000;
 /// Tries to publish before a round is given up.
 const LATER_MAX: u32 = 60;
+/// Rest between two looks for rounds that are due, as a multiple of the time that the last look
+/// took: a large pool in which nothing is due costs a twentieth of a core and no more.
+const LOOK_REST: u32 = 20;
+/// Longest such rest.
+const LOOK_REST_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the trainer until `shutdown`, with the kernels of its device.
 pub async fn run(cfg: TrainerConfig, shutdown: CancellationToken) -> Result<(), TrainerError> {
@@ -169,12 +174,14 @@ fn round_thread(
     let mut tainted = 0;
     while !shop.shutdown.is_cancelled() {
         tainted = retire_tainted(shop, tainted);
+        let begun = Instant::now();
         // Unfinished ones first: those of an earlier run, and one whose end could not be recorded.
         if let Err(error) = resume(shop, policies).and_then(|()| look_around(shop, policies)) {
             tracing::error!(%error, "no round could be begun or ended; trying again");
         }
         let stop = shop.shutdown.clone();
-        shop.handle.block_on(pause(&stop, poll));
+        let rest = (begun.elapsed() * LOOK_REST).min(LOOK_REST_MAX).max(poll);
+        shop.handle.block_on(pause(&stop, rest));
     }
     Ok(())
 }
@@ -237,7 +244,9 @@ fn begin_if_due(
     let now_ms = now_ms();
     let ended_ms = shop.store.last_turn_ended_ms()?.unwrap_or(now_ms);
     let quiet_ms = u64::try_from(now_ms - ended_ms).unwrap_or(0);
-    if !is_due(route, &pool, last.as_ref(), now_ms, quiet_ms) {
+    if !is_due(route, &pool, last.as_ref(), now_ms, quiet_ms)
+        || !corrects_enough(route, &pool, &round::corrections(shop, route, &pool)?, last.as_ref())
+    {
         return Ok(None);
     }
     Ok(Some(round::begin(shop, route, &pool, last.as_ref())?))

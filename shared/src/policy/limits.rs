@@ -55,6 +55,7 @@ pub const LIMITS: &[Limit] = &[
     whole("traffic.burst", 0.0, 0.0, 1e9, "requests of one tenant that may come at once; 0 = a minute's worth"),
     whole("traffic.concurrent_max", 0.0, 0.0, 1e6, "requests of one tenant at the same time; 0 = unlimited"),
     whole("round.samples_min", 8.0, 1.0, 4096.0, "samples that start a round"),
+    whole("round.corrections_min", 2.0, 0.0, 4096.0, "samples among them that ask for another answer: hinted, rejected or demonstrated; praise alone says nothing new and wears a model out"),
     whole("round.samples_max", 64.0, 1.0, 4096.0, "samples that a round takes at most"),
     whole("round.age_ms_max", 60_000.0, 0.0, 6.048e8, "ms after which a round starts with fewer samples"),
     whole("round.idle_ms", 30_000.0, 0.0, 6.048e8, "ms without a turn on any route after which a round starts with fewer samples; 0 = never"),

@@ -12,6 +12,8 @@ use super::limits::Checker;
 pub struct RoundPolicy {
     /// Samples that start a round.
     pub samples_min: usize,
+    /// Samples of a round, at least, that say that another answer would have been better.
+    pub corrections_min: usize,
     /// Samples that a round takes at most.
     pub samples_max: usize,
     /// Age of the oldest sample, ms, at which a round starts with fewer.
@@ -42,6 +44,7 @@ pub struct RoundPolicy {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRound {
     samples_min: Option<f64>,
+    corrections_min: Option<f64>,
     samples_max: Option<f64>,
     age_ms_max: Option<f64>,
     idle_ms: Option<f64>,
@@ -60,6 +63,7 @@ impl RawRound {
     pub(super) fn check(self, check: &Checker<'_>) -> Result<RoundPolicy, PolicyError> {
         let round = RoundPolicy {
             samples_min: check.count("round.samples_min", self.samples_min)?,
+            corrections_min: check.count("round.corrections_min", self.corrections_min)?,
             samples_max: check.count("round.samples_max", self.samples_max)?,
             age_ms_max: check.long("round.age_ms_max", self.age_ms_max)?,
             idle_ms: check.long("round.idle_ms", self.idle_ms)?,

@@ -6,8 +6,9 @@ use super::{End, RoundError};
 use crate::compute::Compute;
 use crate::due::{ABANDONED_BEFORE, abandoned_in_a_row};
 use crate::publish::{self, Move, PublishError, Publisher};
-use crate::sample::Batch;
 use crate::sample::preview::Source;
+use crate::sample::split::SPLIT_MIN;
+use crate::sample::{self, Batch, Sample};
 use crate::train::Plan;
 use crate::work::WorkDir;
 use crate::workshop::Workshop;
@@ -146,6 +147,36 @@ pub fn begin(
     Ok(row)
 }
 
+fn source(shop: &Workshop) -> Source<'_> {
+    let (store, registry) = (&shop.store, &shop.registry);
+    Source { store, registry, renderer: &shop.renderer, secret: &shop.secret }
+}
+
+/// Which turns of the pool ask for another answer.
+pub fn corrections(
+    shop: &Workshop,
+    route: &RoutePolicy,
+    pool: &[(StoredTurn, VerdictRow)],
+) -> Result<Vec<bool>, RoundError> {
+    let baseline = source(shop).baseline(&route.name)?;
+    Ok(sample::corrections(&shop.store, pool, route, baseline)?)
+}
+
+/// Why there is too little to learn in a batch.
+pub fn too_little(route: &RoutePolicy, batch: &Batch) -> Option<String> {
+    if batch.train.is_empty() || batch.train.len() + batch.holdout.len() < SPLIT_MIN {
+        return Some(format!("too few usable samples; dropped: {}", json!(batch.dropped)));
+    }
+    let (needed, found) = (route.round.corrections_min, batch.corrections());
+    let teaches = batch.train.iter().any(Sample::corrects);
+    (needed > 0 && (found < needed || !teaches)).then(|| {
+        format!(
+            "too few usable corrections: {found} of {needed}; dropped: {}",
+            json!(batch.dropped)
+        )
+    })
+}
+
 /// Draws, freezes and records the round's samples.
 pub fn draw(
     shop: &mut Workshop,
@@ -153,8 +184,7 @@ pub fn draw(
     ground: &Ground,
     work: &WorkDir,
 ) -> Result<Batch, RoundError> {
-    let (store, registry) = (&shop.store, &shop.registry);
-    let source = Source { store, registry, renderer: &shop.renderer, secret: &shop.secret };
+    let source = source(shop);
     let pool = source.pool(&ground.route)?;
     let batch = source.draw(&ground.route, &ground.judge.hint.label, &pool)?.batch;
     let baseline = source.baseline(&row.route)?;
@@ -238,6 +268,24 @@ pub fn forgotten(
         shop.registry.remove_tainted()?;
     }
     Ok(Some(reason))
+}
+
+/// Why a route must not learn from this batch: it has stopped taking the tenant of one of its turns
+/// since they were drawn.
+pub fn not_taken(
+    shop: &Workshop,
+    route: &RoutePolicy,
+    batch: &Batch,
+) -> Result<Option<String>, RoundError> {
+    for sample in batch.train.iter().chain(&batch.holdout) {
+        // A turn that is gone was forgotten, which is asked for itself, or has outlived its keeping.
+        let Some(turn) = shop.store.turn(sample.turn_id)? else { continue };
+        if !route.matches.takes_tenant(&turn.tenant) {
+            let turn = turn.turn_id;
+            return Ok(Some(format!("the route does not take the tenant of turn {turn} any more")));
+        }
+    }
+    Ok(None)
 }
 
 /// Loads the candidate into the engine and moves the alias.

@@ -8,6 +8,7 @@
 //!
 //! Invariant: whatever somebody sends beyond their caps changes nothing in the batch.
 
+use super::Sample;
 use super::filter::Reason;
 use hone_shared::policy::RoundPolicy;
 use hone_shared::store::{StoredTurn, VerdictRow};
@@ -87,9 +88,21 @@ fn share_cap(counts: &[usize], share: f64, floor: usize) -> usize {
     }
 }
 
+/// Takes the rewards of too many samples of one sign away; what else they say stays. Returns how
+/// many it took.
+pub fn balance<'a>(round: &RoundPolicy, samples: impl Iterator<Item = &'a mut Sample>) -> u64 {
+    let mut samples: Vec<&mut Sample> = samples.collect();
+    let rewards: Vec<f64> = samples.iter().map(|sample| sample.reward).collect();
+    let excess = unbalanced(&rewards, round.sign_share_max, round.samples_min);
+    for at in &excess {
+        samples[*at].reward = 0.0;
+    }
+    excess.len() as u64
+}
+
 /// Which rewards (by index, in the order of the list) are too many of one sign. Only where both
 /// signs are there, and never below `floor`; the last ones go.
-pub fn unbalanced(rewards: &[f64], share: f64, floor: usize) -> Vec<usize> {
+fn unbalanced(rewards: &[f64], share: f64, floor: usize) -> Vec<usize> {
     let of = |sign: f64| -> Vec<usize> {
         (0..rewards.len()).filter(|i| rewards[*i] * sign > 0.0).collect()
     };

@@ -3,14 +3,14 @@
 //! Invariant: the same pool, policy and history give the same batch; every turn of the pool has
 //! exactly one fate.
 
-use super::caps::{Caps, unbalanced};
+use super::caps::{Caps, balance};
 use super::filter::{Reason, garbage, is_refusal};
 use super::notes::{self, Note};
 use super::render::Renderer;
 use super::reward::{self, Worth};
 use super::{Batch, Sample, hint, split};
 use crate::judge::exchange::text_of;
-use hone_shared::policy::{RoundPolicy, TrainPolicy};
+use hone_shared::policy::{RoundPolicy, RoutePolicy, TrainPolicy};
 use hone_shared::store::{Split, Store, StoreError, StoredTurn, VerdictRow};
 use hone_shared::turn::{Generation, Outcome, TurnId};
 use serde::Serialize;
@@ -96,7 +96,11 @@ impl Sampler<'_> {
         let mut fates: Vec<Fate> =
             pool.iter().zip(&notes).map(|((turn, v), note)| fate(turn, v, note)).collect();
         let mut chosen: Vec<(usize, Sample)> = Vec::new();
-        for (i, (turn, verdict)) in pool.iter().enumerate() {
+        // Praise must not take the room of what it is there to hold: corrections first.
+        let corrects = |i: &usize| corrects(self.train, &pool[*i].1, &notes[*i], worth[*i]);
+        let (first, then): (Vec<usize>, Vec<usize>) = (0..pool.len()).partition(corrects);
+        for i in first.into_iter().chain(then) {
+            let (turn, verdict) = &pool[i];
             let fits = caps.room(turn);
             let made = match fits {
                 Ok(()) => {
@@ -118,6 +122,7 @@ impl Sampler<'_> {
                 Err(reason) => fates[i].dropped = Some(reason),
             }
         }
+        chosen.sort_by_key(|(i, _)| *i);
         let muted = self.balance(&mut chosen, &mut fates);
         let mut drawn = self.split(store, pool, chosen, fates)?;
         drawn.batch.muted = muted;
@@ -128,11 +133,7 @@ impl Sampler<'_> {
     /// Takes the rewards of too many samples of one sign away, and the samples that have nothing
     /// else. Returns how many rewards.
     fn balance(&self, chosen: &mut Vec<(usize, Sample)>, fates: &mut [Fate]) -> u64 {
-        let rewards: Vec<f64> = chosen.iter().map(|(_, sample)| sample.reward).collect();
-        let excess = unbalanced(&rewards, self.round.sign_share_max, self.round.samples_min);
-        for at in &excess {
-            chosen[*at].1.reward = 0.0;
-        }
+        let muted = balance(self.round, chosen.iter_mut().map(|(_, sample)| sample));
         chosen.retain(|(i, sample)| {
             let teaches = sample.judges_the_reply() || sample.demonstration.is_some();
             if !teaches {
@@ -140,7 +141,7 @@ impl Sampler<'_> {
             }
             teaches
         });
-        excess.len() as u64
+        muted
     }
 
     fn split(
@@ -275,6 +276,27 @@ impl Sampler<'_> {
             || longest + self.train.reply_tokens_max > room;
         if too_long { Err(Reason::PromptTooLong) } else { Ok(()) }
     }
+}
+
+/// Which turns of `pool` ask for another answer, under the route's weights.
+pub fn corrections(
+    store: &Store,
+    pool: &[(StoredTurn, VerdictRow)],
+    route: &RoutePolicy,
+    baseline: f64,
+) -> Result<Vec<bool>, StoreError> {
+    let notes = notes::take(store, pool)?;
+    let worth = reward::worth(pool, &notes, route.round.step_coefficient, baseline);
+    let asks = |i: usize| corrects(&route.train, &pool[i].1, &notes[i], worth[i]);
+    Ok((0..pool.len()).map(asks).collect())
+}
+
+/// Whether a turn asks for another answer, as [`Sample::corrects`] will say.
+fn corrects(train: &TrainPolicy, verdict: &VerdictRow, note: &Note, worth: Worth) -> bool {
+    let hinted = train.weight_opd > 0.0 && !verdict.hints.is_empty();
+    let shown = train.weight_sft > 0.0 && note.demonstration.is_some();
+    let rejected = matches!(worth, Worth::Advantage(a) if train.weight_rl > 0.0 && a < 0.0);
+    hinted || shown || rejected
 }
 
 /// What is known before anything is decided.

@@ -33,7 +33,8 @@ use hone_shared::turn::{Generation, TurnId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-pub use draw::{Drawn, Fate, HINTS_MAX, Sampler};
+pub use caps::balance;
+pub use draw::{Drawn, Fate, HINTS_MAX, Sampler, corrections};
 
 /// One judged reply as the trainer uses it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -121,6 +122,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Samples that say that another answer would have been better, in both parts.
+    pub fn corrections(&self) -> usize {
+        self.train.iter().chain(&self.holdout).filter(|sample| sample.corrects()).count()
+    }
+
     /// Provenance for the store: which turn is in which part.
     pub fn provenance(&self) -> Vec<(TurnId, Split)> {
         let of = |samples: &[Sample], split: Split| {

@@ -60,10 +60,12 @@ pub fn hold_out(
     let correcting: BTreeSet<&Session> =
         sessions.iter().zip(corrects).filter(|(_, corrects)| **corrects).map(|(s, _)| s).collect();
     if correcting.len() > 1 && !held.iter().any(|session| correcting.contains(session)) {
-        let fits = |s: &Session| correcting.contains(s) && count + size(s) <= want;
+        // Beyond the share if need be: what was held out before may be praise only.
+        let fits = |s: &Session| correcting.contains(s) && size(s) <= want;
         if let Some(at) = ranked.iter().position(|(_, session)| fits(session)) {
-            let first = ranked.remove(at);
-            ranked.insert(0, first);
+            let (_, first) = ranked.remove(at);
+            held.push(first);
+            count += size(first);
         }
     }
     for (_, session) in &ranked {
@@ -223,6 +225,15 @@ mod tests {
             assert_eq!(all, parts([false; 6]), "key {secret}: the hash alone decides");
             assert_eq!(parts([false, false, true, false, false, false]), all, "key {secret}");
         }
+    }
+
+    #[test]
+    fn praise_that_was_held_out_before_does_not_take_the_place_of_a_correction() {
+        let sessions = many(6);
+        let before = BTreeMap::from([(sessions[0].clone(), Some(Split::Holdout))]);
+        let corrects = [false, true, true, true, false, false];
+        let parts = hold_out(&SECRET, &sessions, &corrects, &before, 0.2);
+        assert!(parts[0] && held(&parts[1..4]) == 1 && held(&parts) == 2, "{parts:?}");
     }
 
     #[test]

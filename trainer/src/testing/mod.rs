@@ -48,6 +48,7 @@ gate = "chat"
 paths = ["/v1/chat/completions"]
 [round]
 samples_min = 6
+corrections_min = 2
 age_ms_max = 3600000
 idle_ms = 0
 holdout_share = 0.34

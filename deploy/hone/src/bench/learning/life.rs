@@ -15,11 +15,11 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use hone_model::lora::Lora;
-use hone_shared::policy::{GatePolicy, PolicySet, RoutePolicy, Teacher};
+use hone_shared::policy::{GatePolicy, PolicySet, RoundPolicy, RoutePolicy, Teacher};
 use hone_shared::turn::{Generation, TurnId};
 use hone_trainer::compute::{Compute, Rollout, SampleParams, Sequence};
 use hone_trainer::sample::render::Renderer;
-use hone_trainer::sample::{Sample, hint};
+use hone_trainer::sample::{self, Sample, hint};
 use hone_trainer::train::{self, Plan, TrainEnd};
 use hone_trainer::work::WorkDir;
 use hone_trainer::workshop::cpu_kernels;
@@ -166,8 +166,7 @@ impl Nursery {
                 state.samples.extend(sample);
             }
         }
-        let enough = if state.gated { rules.route.round.samples_min } else { ROUND_SAMPLES };
-        if state.samples.len() >= enough {
+        if state.has_enough(&rules.route.round) {
             self.round(state, rules)?;
         }
         Ok(())
@@ -212,7 +211,11 @@ impl Nursery {
         let mut policy = rules.route.train.clone();
         policy.seed = policy.seed.wrapping_mul(1_000).wrapping_add(state.rounds);
         let generation = state.generation()?;
-        let drawn = std::mem::take(&mut state.samples);
+        let mut drawn = std::mem::take(&mut state.samples);
+        if state.gated {
+            sample::balance(&rules.route.round, drawn.iter_mut());
+            drawn.retain(Sample::judges_the_reply);
+        }
         let (mut samples, holdout) = match state.gated {
             true => gated::parted(drawn, policy.seed, rules.route.round.holdout_share),
             false => (drawn, Vec::new()),
@@ -405,6 +408,15 @@ impl State {
     /// something that is worth keeping.
     fn opposites_now(&mut self) -> Option<&mut BTreeMap<TurnId, Vec<u32>>> {
         self.opposites.as_mut().filter(|_| self.student.is_some())
+    }
+
+    /// Whether a round begins: as a deployment's rounds do, where there is a gate.
+    fn has_enough(&self, round: &RoundPolicy) -> bool {
+        if !self.gated {
+            return self.samples.len() >= ROUND_SAMPLES;
+        }
+        let corrections = self.samples.iter().filter(|sample| sample.corrects()).count();
+        self.samples.len() >= round.samples_min && corrections >= round.corrections_min
     }
 
     /// The last sessions were all content.
