@@ -74,6 +74,7 @@ pub const LIMITS: &[Limit] = &[
     real("train.learning_rate", 1e-3, 1e-8, 0.1, "AdamW step size"),
     whole("train.updates", 10.0, 1.0, 1000.0, "optimiser updates per round"),
     whole("train.replies", 2.0, 0.0, 64.0, "fresh replies per prompt and update, besides the live one"),
+    whole("train.replies_min", 8.0, 1.0, 256.0, "fresh replies per update in all, where there are any; few prompts get more than `replies` each"),
     real("train.temperature", 0.7, 0.01, 2.0, "sampling temperature of fresh replies"),
     whole("train.reply_tokens_max", 96.0, 1.0, 8192.0, "tokens of a fresh reply"),
     whole("train.prompt_tokens_max", 1024.0, 16.0, 131_072.0, "longer prompts are dropped and counted"),

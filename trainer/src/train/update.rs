@@ -82,7 +82,8 @@ pub fn measure(
     Ok(Some((lora, measured)))
 }
 
-/// `replies` fresh answers of the current student to every hinted prompt, by sample index.
+/// `replies` fresh answers of the current student to every hinted prompt, or more where there are
+/// few prompts, by sample index: the noise of two draws must not decide an update.
 fn draw(
     compute: &mut dyn Compute,
     plan: &Plan,
@@ -101,7 +102,8 @@ fn draw(
         eos: plan.eos.clone(),
         seed: seed(plan.policy.seed, update),
     };
-    let groups = compute.sample(Some(student), &prompts, plan.policy.replies, &params)?;
+    let replies = plan.policy.replies.max(plan.policy.replies_min.div_ceil(hinted.len()));
+    let groups = compute.sample(Some(student), &prompts, replies, &params)?;
     if groups.len() != hinted.len() {
         return Err(TrainError::Scores { what: "rollouts", want: hinted.len(), got: groups.len() });
     }
