@@ -391,8 +391,9 @@ pub struct BenchLearningArgs {
     #[arg(long, default_value = "smollm2-135m")]
     pub model: String,
     /// Only these methods; `opd+updates=5` is one with another value in `[train]`,
-    /// `opd+gate` one whose rounds hold samples out and pass the gate, `opd+sabotage` one whose
-    /// later rounds are trained on the opposite [default: all].
+    /// `opd+gate` one whose rounds hold samples out and pass the gate, `opd+gate+stay` one
+    /// whose user goes on when content, `opd+sabotage` one whose later rounds are trained on the
+    /// opposite [default: all].
     #[arg(long, value_delimiter = ',')]
     pub methods: Vec<String>,
     /// Lives per method.

@@ -14,11 +14,24 @@ use hone_trainer::sample::split::{self, Session};
 use hone_trainer::workshop::cpu_kernels;
 use serde::{Deserialize, Serialize};
 
+/// What a round was trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoundKind {
+    /// What a user says who is not content yet.
+    Honest,
+    /// What a user says who has been content: stray draws are corrected that the model mostly gets
+    /// right, so there may be nothing left to gain.
+    Content,
+    /// The opposite of what the user wants.
+    Sabotaged,
+}
+
 /// What the gate said to one round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Whether the round was trained on the opposite of what the user wants.
-    pub sabotaged: bool,
+    /// What the round was trained on.
+    pub kind: RoundKind,
     /// Whether the candidate was accepted.
     pub passed: bool,
     /// The objections, or that there was none.
@@ -83,7 +96,7 @@ impl Gate<'_> {
         (route, policy): (&RoutePolicy, &GatePolicy),
         (candidate, incumbent, teacher): (&Lora, Option<&Lora>, Option<&Lora>),
         (train, holdout): (usize, &[Sample]),
-        sabotaged: bool,
+        kind: RoundKind,
     ) -> anyhow::Result<Verdict> {
         let begun = Instant::now();
         let mut compute =
@@ -92,7 +105,7 @@ impl Gate<'_> {
             Case { candidate, incumbent, teacher, holdout, train: &route.train, gate: policy };
         let report = gate::examine(compute.as_mut(), self.renderer, &case)?;
         Ok(Verdict {
-            sabotaged,
+            kind,
             passed: report.passed,
             reason: report.reason(),
             train,

@@ -4,7 +4,7 @@
 //! there are enough samples they are trained on, with the same code and the same policy as a round;
 //! the result is used at once (no gate: the comparison shall show also what a gate would refuse).
 //! Lives of a gated method have rounds as a deployment: as many samples as the policy asks for, some
-//! of them held out, a refused candidate is not used, and the user who is content stays.
+//! of them held out, and a refused candidate is not used.
 //!
 //! Invariant: the questions of the final measurement are never asked before it.
 
@@ -29,7 +29,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::gated::{self, Gate, Verdict};
+use super::gated::{self, Gate, RoundKind, Verdict};
 use super::method::{Kind, Method};
 use crate::cli::UsageError;
 use crate::demo::client::Reply;
@@ -90,6 +90,7 @@ pub struct Nursery {
 struct State {
     kind: Kind,
     gated: bool,
+    stays: bool,
     /// The prompts of the samples with the opposite hint, where rounds are sabotaged.
     opposites: Option<BTreeMap<TurnId, Vec<u32>>>,
     student: Option<Lora>,
@@ -129,7 +130,7 @@ impl Nursery {
             self.session(&mut state, &rules, question, at as u64)?;
             if state.is_content() {
                 state.life.content_at.get_or_insert(at + 1);
-                if !state.gated {
+                if !state.stays {
                     break;
                 }
             }
@@ -261,7 +262,12 @@ impl Nursery {
         holdout: &[Sample],
     ) -> anyhow::Result<()> {
         if state.gated {
-            let sabotaged = state.opposites_now().is_some();
+            let is_sabotaged = state.opposites_now().is_some();
+            let kind = match (is_sabotaged, state.life.content_at) {
+                (true, _) => RoundKind::Sabotaged,
+                (false, Some(_)) => RoundKind::Content,
+                (false, None) => RoundKind::Honest,
+            };
             let gate = Gate {
                 model_dir: &self.model_dir,
                 renderer: &self.renderer,
@@ -269,7 +275,7 @@ impl Nursery {
             };
             let stand = (&candidate, state.student.as_ref(), plan.teacher.as_ref());
             let parts = (plan.samples.len(), holdout);
-            let verdict = gate.examine((&rules.route, &rules.gate), stand, parts, sabotaged)?;
+            let verdict = gate.examine((&rules.route, &rules.gate), stand, parts, kind)?;
             tracing::info!(?verdict, "the gate");
             let passed = verdict.passed;
             state.life.rounds.push(verdict);
@@ -395,6 +401,7 @@ impl State {
         Self {
             kind: method.kind,
             gated: method.gated,
+            stays: method.stays,
             opposites: method.sabotaged.then(BTreeMap::new),
             student: None,
             remembered: Vec::new(),

@@ -31,12 +31,16 @@ pub struct Method {
     /// Whether rounds after the first accepted one are trained on the opposite of what the user
     /// wants, so that the gate has something to refuse.
     pub sabotaged: bool,
+    /// Whether the user stays when content.
+    pub stays: bool,
 }
 
 /// The part of a method's name that puts its rounds before the gate.
 const GATE: &str = "gate";
 /// The part of a method's name that turns its signal round.
 const SABOTAGE: &str = "sabotage";
+/// The part of a method's name that lets the user go on after being content.
+const STAY: &str = "stay";
 
 type Known = (&'static str, Kind, &'static [(&'static str, &'static str)]);
 
@@ -67,7 +71,8 @@ pub fn place(name: &str) -> usize {
 }
 
 /// The methods of these names, or all. `name+key=value+…` is a method with other `[train]` values,
-/// `name+gate` one whose rounds pass the gate, `name+sabotage` one whose rounds shall not.
+/// `name+gate` one whose rounds pass the gate, `name+gate+stay` one whose user goes on when content,
+/// `name+sabotage` one whose later rounds shall not pass.
 pub fn chosen(names: &[String]) -> anyhow::Result<Vec<Method>> {
     if names.is_empty() {
         return KNOWN.iter().map(|(name, ..)| parse(name)).collect();
@@ -85,22 +90,23 @@ fn parse(name: &str) -> anyhow::Result<Method> {
         .ok_or_else(|| UsageError(format!("no method {base:?}; there are {}", names())))?;
     let mut train: Vec<(String, String)> =
         own.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let (mut gated, mut sabotaged) = (false, false);
+    let (mut gated, mut sabotaged, mut stays) = (false, false, false);
     for part in parts {
-        if [GATE, SABOTAGE].contains(&part) {
-            gated = true;
+        if [GATE, SABOTAGE, STAY].contains(&part) {
+            gated |= part != STAY;
             sabotaged |= part == SABOTAGE;
+            stays |= part != GATE;
             continue;
         }
         let (key, value) = part.split_once('=').ok_or_else(|| {
             UsageError(format!(
                 "method {name:?}: {part:?} is none of KEY=VALUE of [train], {GATE:?}, \
-                 {SABOTAGE:?}"
+                 {STAY:?}, {SABOTAGE:?}"
             ))
         })?;
         train.push((key.to_owned(), value.to_owned()));
     }
-    Ok(Method { name: name.to_owned(), kind: *kind, train, gated, sabotaged })
+    Ok(Method { name: name.to_owned(), kind: *kind, train, gated, sabotaged, stays })
 }
 
 impl Method {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::gated::RoundKind;
 use super::life::Life;
 use super::method::place;
 
@@ -23,14 +24,21 @@ pub struct Row {
     pub corrections_mean: f64,
     /// Seconds of training.
     pub train_seconds_mean: f64,
-    /// Honest rounds that the gate accepted, and that it saw: none without a gate.
-    pub rounds_accepted: usize,
-    pub rounds_gated: usize,
-    /// Sabotaged rounds that the gate refused, and that it saw.
-    pub sabotage_refused: usize,
-    pub sabotage_gated: usize,
+    /// Rounds that the gate accepted, and that it saw: none without a gate.
+    pub honest: Seen,
+    /// Of a user who had been content before.
+    pub content: Seen,
+    /// Trained on the opposite.
+    pub sabotaged: Seen,
     /// Each life's sessions, by seed: `x` corrected, `o` content.
     pub curves: Vec<String>,
+}
+
+/// Rounds of one kind before the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    pub accepted: usize,
+    pub rounds: usize,
 }
 
 /// One row per method, in the order in which methods are known.
@@ -54,9 +62,9 @@ fn row(method: &str, lives: &[&Life]) -> Row {
     let mean = |figure: &dyn Fn(&Life) -> f64| {
         lives.iter().map(|life| figure(life)).sum::<f64>() / lives.len() as f64
     };
-    let gated = |sabotaged: bool| {
-        let rounds = lives.iter().flat_map(|life| &life.rounds);
-        rounds.filter(move |verdict| verdict.sabotaged == sabotaged)
+    let seen = |kind: RoundKind| {
+        let all = lives.iter().flat_map(|life| &life.rounds).filter(|round| round.kind == kind);
+        Seen { accepted: all.clone().filter(|round| round.passed).count(), rounds: all.count() }
     };
     Row {
         method: method.to_owned(),
@@ -67,10 +75,9 @@ fn row(method: &str, lives: &[&Life]) -> Row {
         forgotten_nats: mean(&|life| life.forgotten_nats),
         corrections_mean: mean(&|life| life.corrections as f64),
         train_seconds_mean: mean(&|life| life.train_seconds),
-        rounds_accepted: gated(false).filter(|verdict| verdict.passed).count(),
-        rounds_gated: gated(false).count(),
-        sabotage_refused: gated(true).filter(|verdict| !verdict.passed).count(),
-        sabotage_gated: gated(true).count(),
+        honest: seen(RoundKind::Honest),
+        content: seen(RoundKind::Content),
+        sabotaged: seen(RoundKind::Sabotaged),
         curves: lives.iter().map(|life| curve(life)).collect(),
     }
 }
@@ -110,14 +117,11 @@ pub fn table(rows: &[Row]) -> String {
 
 /// What the gate did with the rounds that it saw.
 fn gate(row: &Row) -> String {
-    let honest = match row.rounds_gated {
-        0 => "no gate".to_owned(),
-        rounds => format!("{} of {rounds}", row.rounds_accepted),
-    };
-    match row.sabotage_gated {
-        0 => honest,
-        rounds => format!("{honest}; sabotage refused: {} of {rounds}", row.sabotage_refused),
-    }
+    let kinds = [("", row.honest), ("when content: ", row.content), ("sabotaged: ", row.sabotaged)];
+    let seen = kinds.into_iter().filter(|(_, seen)| seen.rounds > 0);
+    let said: Vec<String> =
+        seen.map(|(what, seen)| format!("{what}{} of {}", seen.accepted, seen.rounds)).collect();
+    if said.is_empty() { "no gate".to_owned() } else { said.join("; ") }
 }
 
 #[cfg(test)]
