@@ -33,7 +33,6 @@ use crate::workshop::{Workshop, WorkshopError};
 use hone_shared::policy::{Policies, Precision};
 use hone_shared::registry::RegistryError;
 use hone_shared::store::{RoundRow, RoundState, StoreError};
-use hone_shared::turn::Mode;
 use parts::{Ground, advance, finish};
 use serde_json::json;
 
@@ -172,10 +171,15 @@ fn publish(
     policies: &impl Policies,
 ) -> Result<End, RoundError> {
     // As of now, in one look: what was learned while the route served may not be served any more.
-    let mode = policies.current().route(&row.route).map_or(Mode::Off, |route| route.mode);
-    if !mode.trains() {
+    let now = policies.current();
+    let Some(route) = now.route(&row.route).filter(|route| route.mode.trains()) else {
         return parts::turned_off(shop, row);
+    };
+    let batch = WorkDir::open(&shop.data.rounds_dir(), &row.round_id)?.samples()?;
+    if let Some(reason) = parts::not_taken(shop, route, &batch.unwrap_or_default())? {
+        return finish(shop, row, RoundState::Abandoned, reason);
     }
+    let mode = route.mode;
     if !mode.serves() {
         let reason = "shadow: passed the gate and is in the registry; the alias was not moved";
         return finish(shop, row, RoundState::Refused, reason.into());

@@ -38,7 +38,7 @@ const LATER_MAX: u32 = 60;
 /// took: a large pool in which nothing is due costs a twentieth of a core and no more.
 const LOOK_REST: u32 = 20;
 /// Longest such rest.
-const LOOK_REST_MAX: Duration = Duration::from_secs(5);
+const LOOK_REST_MAX: Duration = Duration::from_secs(20);
 
 /// Runs the trainer until `shutdown`, with the kernels of its device.
 pub async fn run(cfg: TrainerConfig, shutdown: CancellationToken) -> Result<(), TrainerError> {

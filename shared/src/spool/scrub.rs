@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::frame::{self, Frame, Window};
-use super::{Position, QUARANTINE, SpoolError, at};
+use super::{Position, QUARANTINE, SpoolError, at, tail};
 use crate::turn::{Record, TurnId};
 
 /// What is in the spool beyond the store.
@@ -46,6 +46,9 @@ pub fn unstored(
         if boot == QUARANTINE || boot.starts_with('.') {
             continue;
         }
+        // The last of a killed process, which nobody has adopted yet: read as if it were one turn.
+        let is_dead = || File::open(&dir).is_ok_and(|lock| lock.try_lock().is_ok());
+        count.ended += u64::from(tail::is_left(&dir) && is_dead());
         let upto = stored(&boot).unwrap_or_default();
         let mut open = BTreeSet::new();
         for (number, path) in segments(&dir)? {

@@ -7,11 +7,15 @@
 //! pages are used again, for fresh memory costs more than the write; [`Tail::wipe`] empties them.
 //!
 //! ```text
-//! <place>/hone-<boot>.{0,1}   turn u64 | the frames of a segment
+//! <place>/hone-<boot>.{0,1}   turn u64 | (turn u64 | a frame of a segment)*
 //! <spool>/<boot>/tail.{0,1}   links to them, for whoever adopts the spool of a dead process
 //! ```
+//! Each frame names its turn, because those of an earlier turn may lie behind it.
+//!
 //! Invariant: a record that was put here is here or in a segment from then on, whenever the process
-//! is killed. Some are in both: readers of a spool expect records that were written twice.
+//! is killed, and those that come back are the last ones, without a hole. Some are in both: readers
+//! of a spool expect its end to be written twice. What a failing disk has already taken and loses
+//! again waits in the process only.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -25,7 +29,9 @@ use crate::data_dir::sync_parent;
 
 /// The links in a process's directory.
 const LINKS: [&str; 2] = ["tail.0", "tail.1"];
-/// Bytes before the first frame.
+/// The segment while it is made.
+const PART: &str = "tail.part";
+/// Bytes of a turn's number: before the first frame, and before each.
 const HEADER_BYTES: u64 = 8;
 /// The segment that a tail becomes: later than any that its process has begun, so that no reader
 /// believes to have read it.
@@ -46,6 +52,8 @@ pub(super) struct Tail {
     other_empty: bool,
     /// Something was put here since it was wiped.
     used: bool,
+    /// A frame with its turn, for a single write.
+    numbered: Vec<u8>,
 }
 
 impl Tail {
@@ -68,8 +76,17 @@ impl Tail {
             <[File; 2]>::try_from(files).map_err(|_| io::ErrorKind::InvalidData.into())
         });
         let files = files.inspect_err(|_| remove(&names))?;
-        let (filling, at, turn, other_empty, used) = (1, 0, 0, true, false);
-        let mut tail = Self { files, names, bytes_max, filling, at, turn, other_empty, used };
+        let mut tail = Self {
+            files,
+            names,
+            bytes_max,
+            filling: 1,
+            at: 0,
+            turn: 0,
+            other_empty: true,
+            used: false,
+            numbered: Vec::new(),
+        };
         tail.take_turns();
         tail.other_empty = true;
         Ok(tail)
@@ -77,11 +94,14 @@ impl Tail {
 
     /// Keeps a frame. `false`: there is no room for it, or the system has none.
     pub(super) fn put(&mut self, frame: &[u8]) -> bool {
-        let end = self.at.saturating_add(frame.len() as u64);
+        let end = self.at.saturating_add(HEADER_BYTES + frame.len() as u64);
         let fits = end <= self.bytes_max;
         let Some(file) = self.files.get(self.filling).filter(|_| fits) else { return false };
         self.used = true;
-        let kept = file.write_all_at(frame, self.at).is_ok();
+        self.numbered.clear();
+        self.numbered.extend_from_slice(&self.turn.to_le_bytes());
+        self.numbered.extend_from_slice(frame);
+        let kept = file.write_all_at(&self.numbered, self.at).is_ok();
         if kept {
             self.at = end;
         }
@@ -149,6 +169,13 @@ fn remove(names: &[PathBuf]) {
 /// Makes what is in the tail of a dead process, whose lock we hold, its last segment.
 pub(super) fn adopt(dirs: &[PathBuf]) -> Result<(), SpoolError> {
     let Some(dir) = dirs.first() else { return Ok(()) };
+    let unfinished = dir.join(PART);
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(at(&unfinished)(error));
+        }
+        _ => {}
+    }
     let links: Vec<PathBuf> = LINKS.iter().map(|link| dir.join(link)).collect();
     let targets: Vec<PathBuf> = links.iter().filter_map(|l| fs::read_link(l).ok()).collect();
     if targets.is_empty() {
@@ -160,7 +187,9 @@ pub(super) fn adopt(dirs: &[PathBuf]) -> Result<(), SpoolError> {
         match read(target, owner) {
             // Gone with the power, and what the disk has is all there is.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            found => tails.extend(found.map_err(at(target))?),
+            // Somebody else's, who must not keep the spool from being read.
+            Err(error) => tracing::error!(%error, tail = %target.display(), "left where it is"),
+            Ok(found) => tails.extend(found),
         }
     }
     tails.sort_unstable_by_key(|(turn, _)| *turn);
@@ -175,27 +204,44 @@ pub(super) fn adopt(dirs: &[PathBuf]) -> Result<(), SpoolError> {
     })
 }
 
-/// The whole frames of a file, after its number. `None`: all were written, or it is not this
-/// user's.
+/// The whole frames of a file's turn, after its number. `None`: all were written. Errors: it is not a
+/// file of this user's, or cannot be read.
 fn read(path: &Path, owner: u32) -> io::Result<Option<(u64, Vec<u8>)>> {
+    // Others can write to the directory, and know the name once the file is gone: a link or a pipe
+    // is not opened.
+    let meta = fs::symlink_metadata(path)?;
+    if meta.uid() != owner || !meta.is_file() {
+        return Err(io::Error::other("not a file of the owner of the spool"));
+    }
     let file = File::open(path)?;
-    let meta = file.metadata()?;
     let limit = meta.len();
-    if meta.uid() != owner || !meta.is_file() || limit <= HEADER_BYTES {
+    if limit <= HEADER_BYTES {
         return Ok(None);
     }
-    let mut turn = [0; HEADER_BYTES as usize];
-    file.read_exact_at(&mut turn, 0)?;
-    if u64::from_le_bytes(turn) == 0 {
+    let number = |offset: u64| -> io::Result<u64> {
+        let mut bytes = [0; HEADER_BYTES as usize];
+        file.read_exact_at(&mut bytes, offset)?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    let turn = number(0)?;
+    if turn == 0 {
         return Ok(None);
     }
-    let mut end = HEADER_BYTES;
-    while let Frame::Good { next, .. } = frame::read_at(&file, end, limit)? {
+    let (mut end, mut frames) = (HEADER_BYTES, Vec::new());
+    while end + HEADER_BYTES < limit && number(end)? == turn {
+        let begin = end + HEADER_BYTES;
+        let Frame::Good { next, .. } = frame::read_at(&file, begin, limit)? else { break };
+        let at = frames.len();
+        frames.resize(at + usize::try_from(next - begin).unwrap_or(0), 0);
+        file.read_exact_at(frames.get_mut(at..).unwrap_or_default(), begin)?;
         end = next;
     }
-    let mut frames = vec![0; usize::try_from(end - HEADER_BYTES).unwrap_or(0)];
-    file.read_exact_at(&mut frames, HEADER_BYTES)?;
-    Ok(Some((u64::from_le_bytes(turn), frames)))
+    Ok(Some((turn, frames)))
+}
+
+/// Whether a process left a tail here. Ask with its lock held: a living one has always one.
+pub(super) fn is_left(dir: &Path) -> bool {
+    LINKS.iter().any(|link| dir.join(link).exists())
 }
 
 fn append_segment(dirs: &[PathBuf], dir: &Path, frames: &[u8]) -> Result<(), SpoolError> {
@@ -206,7 +252,7 @@ fn append_segment(dirs: &[PathBuf], dir: &Path, frames: &[u8]) -> Result<(), Spo
         while reader.read_next()?.is_some() {}
     }
     let number = last.map_or(SEGMENT, |last| SEGMENT.max(last.saturating_add(1)));
-    let (path, part) = (segment_path(dir, number), dir.join("tail.part"));
+    let (path, part) = (segment_path(dir, number), dir.join(PART));
     fs::write(&part, frames).map_err(at(&part))?;
     let synced = File::open(&part).and_then(|file| file.sync_all());
     synced.and_then(|()| fs::rename(&part, &path)).map_err(at(&part))?;

@@ -105,12 +105,59 @@ fn a_frame_that_was_being_put_or_written_at_the_kill_is_cut_off() {
 }
 
 #[test]
+fn what_lies_in_used_pages_does_not_come_back() {
+    let place = Place::new();
+    let mut tail = Tail::create(&place.memory, &place.own, 4096).unwrap();
+    // All of the same length, so that new frames end where old ones begin.
+    for number in 10..14 {
+        assert!(tail.put(&frame_of(&record(&format!("written {number}")))));
+        assert!(tail.put(&frame_of(&record(&format!("written {number}")))));
+        tail.take_turns();
+        tail.wrote();
+    }
+    // Filling since, with nothing put, or with less than lies there.
+    let new = record("written 99");
+    std::mem::forget(tail);
+    assert_eq!(place.adopted(), []);
+    let place = Place::new();
+    let mut tail = Tail::create(&place.memory, &place.own, 4096).unwrap();
+    for number in 10..14 {
+        assert!(tail.put(&frame_of(&record(&format!("written {number}")))));
+        assert!(tail.put(&frame_of(&record(&format!("written {number}")))));
+        tail.take_turns();
+        tail.wrote();
+    }
+    assert!(tail.put(&frame_of(&new)));
+    std::mem::forget(tail);
+    assert_eq!(place.adopted(), [new]);
+}
+
+#[test]
+fn a_tail_that_somebody_else_put_in_its_place_is_left_there_and_blocks_nothing() {
+    let place = Place::new();
+    let mut tail = Tail::create(&place.memory, &place.own, 4096).unwrap();
+    let kept = record("kept");
+    tail.take_turns();
+    assert!(tail.put(&frame_of(&kept)));
+    std::mem::forget(tail);
+    let planted = place.memory.join("hone-boot.0");
+    let filling = fs::read(&planted).unwrap().len() as u64 > HEADER_BYTES;
+    let planted = if filling { place.memory.join("hone-boot.1") } else { planted };
+    fs::remove_file(&planted).unwrap();
+    symlink("/dev/zero", &planted).unwrap();
+    fs::write(place.own.join(PART), "half of one").unwrap();
+    assert!(is_left(&place.own));
+    assert_eq!(place.adopted(), [kept]);
+    assert!(!is_left(&place.own) && !place.own.join(PART).exists());
+}
+
+#[test]
 fn a_full_tail_takes_no_more_until_what_it_holds_is_written() {
     let place = Place::new();
     let frame = frame_of(&record("one of many"));
     let mut tail = Tail::create(&place.memory, &place.own, 1_000).unwrap();
     let fitted = (0..100).take_while(|_| tail.put(&frame)).count();
-    assert_eq!(fitted, (1_000 - HEADER_BYTES as usize) / frame.len());
+    assert_eq!(fitted, (1_000 - HEADER_BYTES as usize) / (HEADER_BYTES as usize + frame.len()));
     tail.take_turns();
     assert!(tail.put(&frame));
     tail.take_turns();

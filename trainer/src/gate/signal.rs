@@ -2,8 +2,8 @@
 //!
 //! Hinted turns: the hinted teacher answers afresh; the gain is how much more likely the candidate
 //! finds those answers *without* the hint than the incumbent does, mean ln p per token. Turns with
-//! a reward only: the same difference on the live reply, times the reward; what was rejected and what
-//! was approved apart, because only the first can be won. A live reply was drawn from the incumbent
+//! a reward only: the same difference on the live reply, times a negative reward; what was rejected
+//! and what was approved apart, because only the first can be won. A live reply was drawn from the incumbent
 //! or one before it, so any other model is expected to find it less likely, by the divergence of the
 //! two (Gibbs' inequality): of an approved one a candidate can only lose little. A turn with hint and
 //! reward counts as hinted; its reward gain is reported but not tested (the hint says more).
@@ -39,7 +39,8 @@ pub struct Signal {
     pub rejected_gain: f64,
     /// Held-out turns with a positive reward and no hint.
     pub approved_turns: usize,
-    /// The same on their live replies.
+    /// Mean of candidate − incumbent on their live replies, whatever the size of the reward: what
+    /// is lost is counted in nats.
     pub approved_gain: f64,
     /// The same over the turns that have a hint as well; reported only.
     pub rewarded_gain_of_hinted: f64,
@@ -100,12 +101,12 @@ pub fn measure(
         out.hinted_candidate = mean(&candidate);
         out.hinted_incumbent = mean(&incumbent);
         out.hinted_gain = out.hinted_candidate - out.hinted_incumbent;
-        out.rewarded_gain_of_hinted = reward_gain(compute, contest, &hinted)?;
+        out.rewarded_gain_of_hinted = gain(compute, contest, &hinted, |sample| sample.reward)?;
     }
     out.rejected_turns = rejected.len();
-    out.rejected_gain = reward_gain(compute, contest, &rejected)?;
+    out.rejected_gain = gain(compute, contest, &rejected, |sample| sample.reward)?;
     out.approved_turns = approved.len();
-    out.approved_gain = reward_gain(compute, contest, &approved)?;
+    out.approved_gain = gain(compute, contest, &approved, |_| 1.0)?;
     let shown = |s: &Sample| Some(s.plain_with(s.demonstration.as_ref()?));
     let demonstrated: Vec<Sequence> = holdout.iter().filter_map(shown).collect();
     out.demonstrated_turns = demonstrated.len();
@@ -116,11 +117,12 @@ pub fn measure(
     Ok(out)
 }
 
-/// Mean of reward × gain in ln p per token of the live replies; 0 without samples.
-fn reward_gain(
+/// Mean of weight × gain in ln p per token of the live replies; 0 without samples.
+fn gain(
     compute: &mut dyn Compute,
     contest: &Contest<'_>,
     samples: &[&Sample],
+    weight: impl Fn(&Sample) -> f64,
 ) -> Result<f64, GateError> {
     if samples.is_empty() {
         return Ok(0.0);
@@ -128,7 +130,7 @@ fn reward_gain(
     let sequences: Vec<Sequence> = samples.iter().map(|s| s.plain()).collect();
     let (candidate, incumbent) = both(compute, contest, &sequences)?;
     let gains = candidate.iter().zip(&incumbent).zip(samples);
-    Ok(mean(&gains.map(|((c, i), s)| s.reward * (c - i)).collect::<Vec<_>>()))
+    Ok(mean(&gains.map(|((c, i), sample)| weight(sample) * (c - i)).collect::<Vec<_>>()))
 }
 
 /// Mean ln p per token of each sequence, under candidate and incumbent.

@@ -188,6 +188,32 @@ fn caps_hold_per_session_tenant_and_round() {
 }
 
 #[test]
+fn praise_takes_no_room_from_corrections_and_is_not_counted_as_one() {
+    let mut desk = desk();
+    desk.route.round.samples_max = 4;
+    let turns =
+        (0..9).map(|i| stored_turn(&format!("s{i}"), &format!("q{i}"), "some words", "stop"));
+    let pool: Vec<(StoredTurn, VerdictRow)> = turns
+        .enumerate()
+        .map(|(i, turn)| {
+            let verdict = match i {
+                3 => verdict(&turn, -1, &[]),
+                8 => verdict(&turn, 1, &[HINT]),
+                _ => verdict(&turn, 1, &[]),
+            };
+            (turn, verdict)
+        })
+        .collect();
+    let asks = corrections(&desk.lab.store, &pool, &desk.route, 0.0).unwrap();
+    let asking: Vec<usize> = (0..9).filter(|i| asks[*i]).collect();
+    assert_eq!(asking, [3, 8]);
+    let batch = draw(&desk, &pool);
+    assert_eq!((batch.train.len() + batch.holdout.len(), batch.corrections()), (4, 2));
+    let tests: Vec<bool> = batch.holdout.iter().map(Sample::corrects).collect();
+    assert_eq!(tests, [true], "one correction teaches and one tests");
+}
+
+#[test]
 fn the_batch_survives_the_disk_unchanged() {
     let desk = desk();
     let turns = (0..6).map(|i| stored_turn(&format!("s{i}"), "q", "some words", "stop")).collect();

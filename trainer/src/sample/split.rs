@@ -59,27 +59,34 @@ pub fn hold_out(
     let size = |session: &Session| sizes.get(session).copied().unwrap_or(0);
     let correcting: BTreeSet<&Session> =
         sessions.iter().zip(corrects).filter(|(_, corrects)| **corrects).map(|(s, _)| s).collect();
-    if correcting.len() > 1 && !held.iter().any(|session| correcting.contains(session)) {
-        // Beyond the share if need be: what was held out before may be praise only.
-        let fits = |s: &Session| correcting.contains(s) && size(s) <= want;
-        if let Some(at) = ranked.iter().position(|(_, session)| fits(session)) {
-            let (_, first) = ranked.remove(at);
-            held.push(first);
+    // Corrected sessions that are left to teach: the last one is never taken.
+    let mut teaching = correcting.iter().filter(|s| fell(s) != Some(Split::Holdout)).count();
+    let may_test = |session: &Session, teaching: usize| {
+        size(session) < total && (teaching > 1 || !correcting.contains(session))
+    };
+    let by_size = |&&(rank, session): &&([u8; 32], &Session)| (size(session), rank);
+    if !held.iter().any(|session| correcting.contains(session)) {
+        // Beyond the share if need be: praise cannot show that a candidate is better.
+        let of = |(_, s): &&([u8; 32], &Session)| correcting.contains(s) && may_test(s, teaching);
+        let fits = ranked.iter().filter(of).find(|(_, session)| size(session) <= want);
+        if let Some((_, first)) = fits.or_else(|| ranked.iter().filter(of).min_by_key(by_size)) {
+            held.push(*first);
             count += size(first);
+            teaching -= 1;
         }
     }
     for (_, session) in &ranked {
-        if count + size(session) <= want {
+        let fits = count + size(session) <= want && may_test(session, teaching);
+        if fits && !held.contains(session) {
             held.push(*session);
             count += size(session);
+            teaching -= usize::from(correcting.contains(session));
         }
     }
     // None is small enough: the smallest, so that the longest conversation teaches.
-    let smallest = ranked.iter().min_by_key(|(rank, session)| (size(session), *rank));
-    if let (true, Some((_, session))) = (held.is_empty(), smallest)
-        && size(session) < total
-    {
-        held.push(*session);
+    if held.is_empty() {
+        let may = ranked.iter().filter(|(_, session)| may_test(session, teaching));
+        held.extend(may.min_by_key(by_size).map(|(_, session)| *session));
     }
     if held.is_empty() {
         return newest(corrects, total, want);
@@ -87,17 +94,16 @@ pub fn hold_out(
     sessions.iter().map(|session| held.contains(&session)).collect()
 }
 
-/// Nothing else to test on: the newest turns, and the newest correction among them if another one is
-/// left to teach.
+/// Nothing else to test on: the newest turns, the newest correction first. The oldest correction
+/// teaches.
 fn newest(corrects: &[bool], total: usize, want: usize) -> Vec<bool> {
-    let mut held: Vec<bool> = (0..total).map(|i| i >= total - want).collect();
-    let shows = held.iter().zip(corrects).any(|(held, corrects)| *held && *corrects);
-    let mut others = (0..total).rev().filter(|i| corrects.get(*i) == Some(&true));
-    if let (false, Some(last), Some(_)) = (shows, others.next(), others.next()) {
-        held[total - want] = false;
-        held[last] = true;
-    }
-    held
+    let newest_first = (0..total).rev().filter(|i| corrects.get(*i) == Some(&true));
+    let mut corrections: Vec<usize> = newest_first.collect();
+    let teaches = corrections.pop();
+    let first = corrections.first().copied();
+    let others = (0..total).rev().filter(|i| Some(*i) != teaches && Some(*i) != first);
+    let tests: Vec<usize> = first.into_iter().chain(others).take(want).collect();
+    (0..total).map(|i| tests.contains(&i)).collect()
 }
 
 /// How many of `total` to hold out: the share, rounded, but at least 1 and not all.
@@ -223,7 +229,31 @@ mod tests {
             assert!(two[1] != two[4] && held(&two) == 1, "key {secret}: {two:?}");
             let all = parts([true; 6]);
             assert_eq!(all, parts([false; 6]), "key {secret}: the hash alone decides");
-            assert_eq!(parts([false, false, true, false, false, false]), all, "key {secret}");
+            let one = parts([false, false, true, false, false, false]);
+            assert!(!one[2] && held(&one) == 1, "key {secret}: {one:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_the_sizes_a_correction_teaches_and_with_two_sessions_of_them_another_tests() {
+        for secret in 0..60 {
+            let split = |names: &[&str], corrects: &[bool], share: f64| {
+                hold_out(&[secret; 32], &named(names), corrects, &BTreeMap::new(), share)
+            };
+            // The short session has all corrections.
+            let parts = split(&["s", "s", "t", "t", "t"], &[true, true, false, false, false], 0.2);
+            assert_eq!(parts, [false, false, true, true, true], "key {secret}");
+            // Two corrected sessions of three turns beside praise, where two turns are wanted.
+            let names = ["a", "a", "a", "b", "b", "b", "c", "d", "e", "f"];
+            let corrects: Vec<bool> = (0..10).map(|i| i < 6).collect();
+            let parts = split(&names, &corrects, 0.2);
+            assert!(parts[0] != parts[3] && held(&parts) == 3, "key {secret}: {parts:?}");
+            // Half is wanted, and only two of ten correct.
+            let names: Vec<String> = (0..10).map(|i| i.to_string()).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let corrects: Vec<bool> = (0..10).map(|i| i < 2).collect();
+            let parts = split(&names, &corrects, 0.5);
+            assert!(parts[0] != parts[1] && held(&parts) == 5, "key {secret}: {parts:?}");
         }
     }
 
@@ -245,5 +275,9 @@ mod tests {
         assert_eq!(alone([true, false, true, false, false]), [false, false, true, false, false]);
         assert_eq!(alone([true, false, false, false, false]), newest);
         assert_eq!(alone([true, false, false, true, true]), newest);
+        assert_eq!(alone([false, false, false, false, true]), [false, false, false, true, false]);
+        let two = [false, false, false, true, true];
+        let parts = hold_out(&SECRET, &named(&["a"; 5]), &two, &BTreeMap::new(), 0.4);
+        assert_eq!(parts, [false, false, true, false, true], "one of the two teaches");
     }
 }
