@@ -72,7 +72,7 @@ pub const LIMITS: &[Limit] = &[
     whole("train.rank", 16.0, 1.0, 256.0, "LoRA rank"),
     real("train.alpha", 32.0, 1e-3, 4096.0, "LoRA alpha; updates are scaled by alpha / rank"),
     real("train.learning_rate", 1e-3, 1e-8, 0.1, "AdamW step size"),
-    whole("train.updates", 10.0, 1.0, 1000.0, "optimiser updates per round"),
+    whole("train.updates", 8.0, 1.0, 1000.0, "optimiser updates per round"),
     whole("train.replies", 2.0, 0.0, 64.0, "fresh replies per prompt and update, besides the live one"),
     whole("train.replies_min", 8.0, 1.0, 256.0, "fresh replies per update in all, where there are any; few prompts get more than `replies` each"),
     real("train.temperature", 0.7, 0.01, 2.0, "sampling temperature of fresh replies"),
