@@ -39,7 +39,7 @@ fn the_built_in_set_has_the_documented_defaults() {
     let legacy = set.route_for("/v1/completions", &none, "anonymous").unwrap();
     assert_eq!((legacy.round.samples_min, legacy.train.weight_rl), (8, 1.0));
     assert_eq!((chat.round.samples_max, chat.round.age_ms_max), (64, 60_000));
-    assert_eq!((chat.train.rank, chat.train.alpha, chat.train.updates), (16, 32.0, 10));
+    assert_eq!((chat.train.rank, chat.train.alpha, chat.train.updates), (16, 32.0, 8));
     assert_eq!(
         (chat.train.learning_rate, chat.train.seed, chat.train.teacher),
         (1e-3, 17, Teacher::Base)
