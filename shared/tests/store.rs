@@ -261,13 +261,17 @@ fn what_cannot_be_read_is_stored_raw_and_never_judged() {
 
 /// A streamed exchange that the client left after these lines of the answer.
 fn left_after(asked: Value, events: &[Value]) -> Outcome {
+    left(200, asked, events)
+}
+
+fn left(status: u16, asked: Value, events: &[Value]) -> Outcome {
     let mut request = json!({"model": "m", "messages": [user("q")], "stream": true});
     request.as_object_mut().unwrap().extend(asked.as_object().unwrap().clone());
     let begin = begin(request.to_string().into_bytes());
     let body: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
     let headers = vec![("content-type".into(), "text/event-stream".into())];
     let outcome = Outcome::ClientAbort;
-    let done = Done { headers, outcome, ..done(begin.turn_id, body.into_bytes()) };
+    let done = Done { status, headers, outcome, ..done(begin.turn_id, body.into_bytes()) };
     IngestTurn::parse(&SECRET, begin, Some(done)).outcome
 }
 
@@ -280,6 +284,7 @@ fn a_client_that_hangs_up_after_the_last_event_has_not_left_the_answer() {
     assert_eq!(left_after(json!({}), &all[..1]), Outcome::ClientAbort);
     assert_eq!(left_after(json!({"n": 2}), &all), Outcome::ClientAbort, "one answer of two");
     assert_eq!(left_after(json!({}), &[all[0].clone(), oom]), Outcome::ModelError);
+    assert_eq!(left(503, json!({}), &[]), Outcome::UpstreamError);
 }
 
 #[test]

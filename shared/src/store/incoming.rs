@@ -331,6 +331,15 @@ fn outcome(
                 _ => Outcome::ClientAbort,
             }
         }
+        // Nor does one that tries again without reading what an engine's error says; a refusal of the
+        // proxy's own has no head.
+        Some(done)
+            if done.outcome == Outcome::ClientAbort
+                && done.status >= 400
+                && !done.headers.is_empty() =>
+        {
+            Outcome::UpstreamError
+        }
         Some(done) if done.outcome != Outcome::Complete => done.outcome,
         Some(done) if done.status >= 400 => Outcome::UpstreamError,
         Some(_) if failed => Outcome::ModelError,
