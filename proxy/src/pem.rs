@@ -3,6 +3,8 @@
 //! Invariant: whatever passes here can be used by rustls and by pingora without a panic; a message
 //! names the file and never holds key material.
 
+pub mod kept;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,24 +47,29 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 impl KeyFiles {
+    /// Both.
+    pub fn paths(&self) -> [PathBuf; 2] {
+        [self.certificate.clone(), self.key.clone()]
+    }
+
     /// Reads both, and checks that the key is the certificate's. Errors: a file that cannot be
     /// read, holds nothing of its kind, or a pair that does not match.
     pub fn load(&self) -> Result<CertifiedKey, PemError> {
+        Ok(self.load_with_der()?.0)
+    }
+
+    /// As [`KeyFiles::load`], with the key as DER, which pingora wants.
+    pub fn load_with_der(&self) -> Result<(CertifiedKey, Vec<u8>), PemError> {
         let chain = certificates(&self.certificate)?;
         let bytes = read(&self.key)?;
         let key = PrivateKeyDer::from_pem_slice(&bytes)
             .map_err(|_| PemError::new(&self.key, "no private key in PEM form"))?;
-        CertifiedKey::from_der(chain, key, &provider()).map_err(|error| {
+        let der = key.secret_der().to_vec();
+        let pair = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| {
             let problem = format!("does not fit {}: {error}", self.certificate.display());
             PemError::new(&self.key, problem)
-        })
-    }
-
-    /// The key as DER, for pingora. Errors: as [`KeyFiles::load`].
-    pub fn key_der(&self) -> Result<Vec<u8>, PemError> {
-        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
-            .map_err(|_| PemError::new(&self.key, "no private key in PEM form"))?;
-        Ok(key.secret_der().to_vec())
+        })?;
+        Ok((pair, der))
     }
 }
 

@@ -39,7 +39,8 @@ use crate::feedback::Desk;
 use crate::ingest::{Ingest, IngestConfig, Observer, Policies};
 use crate::limit::Limiter;
 use crate::listen::Listening;
-use crate::listen::tls::{self, Tls};
+use crate::listen::tls::Tls;
+use crate::pem::kept::{Reread, keep_current};
 use crate::service::Service;
 use crate::signals::{self, Signals};
 use crate::swap::Watches;
@@ -135,7 +136,8 @@ impl Parts {
         let tls = cfg.listen_tls.as_ref().map(|listen| Tls::load(&listen.files, handshake));
         let tls = tls.transpose()?.map(Arc::new);
         let watches = Watches::start(&cfg.data, Duration::from_millis(cfg.limits.watch_ms))?;
-        let watches = Arc::new(watches.and_certificate(tls.clone()));
+        let files = certificates(&engines, tls.as_deref());
+        let watches = Arc::new(watches.and_files(files));
         if let Some(problem) = learns_alone(cfg, &watches.snapshot().policies) {
             warn!(problem, "requests may reach engines without their adapter");
         }
@@ -280,9 +282,9 @@ impl Parts {
         background.spawn(resolve::keep_resolving(engines(), every, end.clone()));
         let path = cfg.engine_health_path.clone();
         background.spawn(probe::keep_probing(engines(), path, end.clone()));
-        if let Some(tls) = &self.tls {
-            let every = Duration::from_millis(cfg.limits.watch_ms);
-            background.spawn(tls::keep_current(Arc::clone(tls), every, end.clone()));
+        let every = Duration::from_millis(cfg.limits.watch_ms);
+        for files in certificates(&self.engines, self.tls.as_deref()) {
+            background.spawn(keep_current(files, every, end.clone()));
         }
     }
 
@@ -324,6 +326,11 @@ impl Parts {
         ingest.drain_and_stop();
         closed
     }
+}
+
+/// All certificate files, to be read again when they change.
+fn certificates(engines: &Engines, tls: Option<&Tls>) -> Vec<Arc<dyn Reread>> {
+    tls.map(Tls::files).into_iter().chain([engines.files()]).collect()
 }
 
 fn spool_config(cfg: &ProxyConfig) -> SpoolConfig {

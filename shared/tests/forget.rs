@@ -17,6 +17,7 @@ use hone_shared::store::{
     IngestPos, IngestTurn, Judged, RoundRow, RoundState, Split, Store, TurnFilter, VerdictRow,
 };
 use hone_shared::turn::{Begin, Done, Generation, Record, TurnId};
+use records::talk::{assistant, user};
 use records::{begin, done};
 use serde_json::{Value, json};
 
@@ -29,14 +30,6 @@ struct Place {
     spool: Option<Spool>,
     follower: Follower,
     at: u64,
-}
-
-fn user(text: &str) -> Value {
-    json!({"role": "user", "content": text})
-}
-
-fn assistant(text: &str) -> Value {
-    json!({"role": "assistant", "content": text})
 }
 
 fn options() -> Options {

@@ -13,6 +13,7 @@ use hone_shared::redact::{Counts, Side};
 use hone_shared::store::{IngestPos, IngestTurn, Store, TurnReader, flags};
 use hone_shared::turn::{Begin, Done};
 use planted::{harmless, planted};
+use records::talk::{assistant, user};
 use records::{begin, done};
 use serde_json::{Value, json};
 
@@ -92,14 +93,6 @@ impl Place {
             bytes.windows(text.len()).any(|window| window == text.as_bytes())
         })
     }
-}
-
-fn user(text: &str) -> Value {
-    json!({"role": "user", "content": text})
-}
-
-fn assistant(text: &str) -> Value {
-    json!({"role": "assistant", "content": text})
 }
 
 #[test]

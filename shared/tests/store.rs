@@ -1,105 +1,15 @@
-//! The store on a real SQLite file: exactly once, linear history, links in any order, verdicts and
-//! rounds.
+//! The store on a real SQLite file: exactly once, linear history, links in any order.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may panic")]
 
 mod records;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use hone_shared::next_state::StateKind;
-use hone_shared::store::{
-    Batch, IngestPos, IngestTurn, LlmTrace, RoundRow, RoundState, Split, Store, StoreError,
-    VerdictRow, flags,
-};
-use hone_shared::turn::{Begin, Done, DropReason, Gap, Generation, Mode, Outcome, TurnId};
+use hone_shared::store::{Batch, IngestPos, IngestTurn, Store, StoreError, flags};
+use hone_shared::turn::{Done, DropReason, Gap, Generation, Mode, Outcome};
+use records::talk::{SECRET, assistant, conversation, halves, place, pos, turn, user};
 use records::{begin, done};
 use serde_json::{Value, json};
-
-const SECRET: [u8; 32] = [7; 32];
-
-struct Place {
-    _dir: tempfile::TempDir,
-    path: PathBuf,
-    store: Store,
-}
-
-fn place() -> Place {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("store.sqlite");
-    let store = Store::open(&path).unwrap();
-    Place { _dir: dir, path, store }
-}
-
-fn user(text: &str) -> Value {
-    json!({"role": "user", "content": text})
-}
-
-fn assistant(text: &str) -> Value {
-    json!({"role": "assistant", "content": text})
-}
-
-/// One exchange: the messages that were sent and the answer that came.
-fn halves(messages: &[Value], answer: &str) -> (Begin, Done) {
-    let request = json!({"model": "m", "messages": messages, "temperature": 0.5, "stream": false});
-    let begin = Begin { tenant: "t1".into(), ..begin(request.to_string().into_bytes()) };
-    let response = json!({"id": "x", "model": "m", "choices": [
-        {"index": 0, "message": assistant(answer), "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 2}});
-    let headers = vec![("content-type".into(), "application/json".into())];
-    let done = Done { headers, ..done(begin.turn_id, response.to_string().into_bytes()) };
-    (begin, done)
-}
-
-fn turn(messages: &[Value], answer: &str) -> IngestTurn {
-    let (begin, done) = halves(messages, answer);
-    IngestTurn::parse(&SECRET, begin, Some(done))
-}
-
-fn pos(offset: u64) -> IngestPos {
-    IngestPos { boot: "boot".into(), segment: 0, offset }
-}
-
-fn conversation() -> (IngestTurn, IngestTurn) {
-    let parent = turn(&[user("what is 2+2?")], "five");
-    let child = turn(&[user("what is 2+2?"), assistant("five"), user("no, it is four")], "four");
-    (parent, child)
-}
-
-fn verdict(turn_id: TurnId, child: TurnId, verdict: i8, hints: &[&str]) -> VerdictRow {
-    VerdictRow {
-        turn_id,
-        child: Some(child),
-        verdict,
-        source: "rule:correction".into(),
-        reason: "the user says no".into(),
-        votes: json!([-1]),
-        hints: hints.iter().map(|hint| (*hint).to_owned()).collect(),
-        judge: "chat@1".into(),
-        judged_ms: 5,
-        kind: None,
-        llm: None,
-    }
-}
-
-#[test]
-fn a_verdict_keeps_its_kind_and_what_asking_a_model_took() {
-    let mut place = place();
-    let (parent, child) = conversation();
-    let (parent_id, child_id) = (parent.begin.turn_id, child.begin.turn_id);
-    place.store.insert_batch(&[parent, child], &pos(10)).unwrap();
-    let llm = LlmTrace {
-        model: "judge".into(),
-        prompt: "p1".into(),
-        prompt_tokens: 900,
-        completion_tokens: 60,
-        duration_ms: 1_200,
-    };
-    let kind = Some(StateKind::Terminal);
-    let row = VerdictRow { kind, llm: Some(llm), ..verdict(parent_id, child_id, -1, &[]) };
-    assert!(place.store.insert_verdict(&row).unwrap());
-    assert_eq!(place.store.verdict(parent_id).unwrap(), Some(row));
-}
 
 #[test]
 fn a_turn_is_read_back_as_it_was_sent_and_answered() {
@@ -136,26 +46,6 @@ fn a_batch_that_is_repeated_changes_nothing() {
     assert_eq!(place.store.counts().unwrap(), counts);
     assert_eq!(place.store.ingest_pos("boot").unwrap(), Some(pos(20)));
     assert_eq!(place.store.unjudged(10).unwrap().len(), 1);
-}
-
-#[test]
-fn a_child_gives_its_parent_a_next_state_until_a_verdict_stands() {
-    let mut place = place();
-    let (parent, child) = conversation();
-    let (p, c) = (parent.begin.turn_id, child.begin.turn_id);
-    place.store.insert_batch(&[parent, child], &pos(1)).unwrap();
-    let items = place.store.unjudged(10).unwrap();
-    assert_eq!(items.len(), 1);
-    assert_eq!((items[0].turn.turn_id, items[0].child), (p, c));
-    assert_eq!(items[0].next_state, [user("no, it is four")]);
-    assert_eq!(place.store.children(p).unwrap()[0].turn_id, c);
-    let row = verdict(p, c, -1, &["say four"]);
-    assert!(place.store.insert_verdict(&row).unwrap());
-    assert!(!place.store.insert_verdict(&verdict(p, c, 1, &[])).unwrap(), "the first one stands");
-    assert!(place.store.unjudged(10).unwrap().is_empty());
-    let trainable = place.store.trainable("chat", 10).unwrap();
-    assert_eq!((trainable[0].0.turn_id, &trainable[0].1), (p, &row));
-    assert!(place.store.trainable("other", 10).unwrap().is_empty());
 }
 
 #[test]
@@ -285,106 +175,6 @@ fn a_client_that_hangs_up_after_the_last_event_has_not_left_the_answer() {
     assert_eq!(left_after(json!({"n": 2}), &all), Outcome::ClientAbort, "one answer of two");
     assert_eq!(left_after(json!({}), &[all[0].clone(), oom]), Outcome::ModelError);
     assert_eq!(left(503, json!({}), &[]), Outcome::UpstreamError);
-}
-
-#[test]
-fn only_modes_that_train_and_whole_turns_are_judged() {
-    let cases: [(Mode, Outcome, bool, usize); 5] = [
-        (Mode::Learn, Outcome::Complete, false, 1),
-        (Mode::Shadow, Outcome::Complete, false, 1),
-        (Mode::Observe, Outcome::Complete, false, 0),
-        (Mode::Learn, Outcome::ClientAbort, false, 0),
-        (Mode::Learn, Outcome::Complete, true, 0),
-    ];
-    for (mode, outcome, truncated, expected) in cases {
-        let mut place = place();
-        let (mut b, d) = halves(&[user("q")], "a");
-        b.mode = mode;
-        let d = Done { outcome, body_truncated: truncated, ..d };
-        let parent = IngestTurn::parse(&SECRET, b, Some(d));
-        let child = turn(&[user("q"), assistant("a"), user("more")], "b");
-        let done = place.store.insert_batch(&[parent, child], &pos(1)).unwrap();
-        assert_eq!(done.linked, 1, "{mode} {outcome}");
-        assert_eq!(
-            place.store.unjudged(9).unwrap().len(),
-            expected,
-            "{mode} {outcome} {truncated}"
-        );
-    }
-}
-
-#[test]
-fn a_finished_round_uses_up_its_train_split_and_an_abandoned_one_does_not() {
-    let mut place = place();
-    let (parent, child) = conversation();
-    let (p, c) = (parent.begin.turn_id, child.begin.turn_id);
-    place.store.insert_batch(&[parent, child], &pos(1)).unwrap();
-    place.store.insert_verdict(&verdict(p, c, 0, &["a hint is enough"])).unwrap();
-    let mut row = RoundRow {
-        round_id: uuid::Uuid::now_v7().to_string(),
-        route: "chat".into(),
-        state: RoundState::Sampling,
-        started_ms: 1,
-        finished_ms: None,
-        incumbent: Generation::base(),
-        candidate: None,
-        reason: String::new(),
-        metrics: json!({"a": [1, 2]}),
-    };
-    let store = &place.store;
-    store.begin_round(&row).unwrap();
-    assert!(store.begin_round(&row).is_err());
-    store.set_round_turns(&row.round_id, &[(p, Split::Train)]).unwrap();
-    store.set_round_turns(&row.round_id, &[(p, Split::Train)]).unwrap();
-    assert_eq!(store.round_turns(&row.round_id).unwrap(), [(p, Split::Train)]);
-    assert_eq!(store.unfinished_rounds().unwrap(), [row.clone()]);
-    assert_eq!(store.trainable("chat", 9).unwrap().len(), 1, "the round is not finished");
-    let mut ended = 0;
-    for (state, left) in [
-        (RoundState::Abandoned, 1),
-        (RoundState::Promoted, 0),
-        (RoundState::Refused, 0),
-        (RoundState::Failed, 0),
-    ] {
-        row.state = state;
-        row.finished_ms = Some(2);
-        assert!(store.round_is_open(&row.round_id).unwrap());
-        store.update_round(&row).unwrap();
-        assert!(!store.round_is_open(&row.round_id).unwrap());
-        assert_eq!(store.round(&row.round_id).unwrap(), Some(row.clone()));
-        assert_eq!(store.last_round("chat").unwrap(), Some(row.clone()));
-        assert_eq!(store.trainable("chat", 9).unwrap().len(), left, "{state}");
-        ended += 1;
-        assert_eq!(store.counts().unwrap().rounds_finished(), ended);
-        row.state = RoundState::Training;
-        let again = store.update_round(&row);
-        assert!(matches!(again, Err(StoreError::RoundEnded(_))), "{state}: what ended stays so");
-        store.set_round_turns(&row.round_id, &[]).unwrap();
-        row.round_id = uuid::Uuid::now_v7().to_string();
-        row.finished_ms = None;
-        store.begin_round(&row).unwrap();
-        store.set_round_turns(&row.round_id, &[(p, Split::Train)]).unwrap();
-    }
-    row.state = RoundState::Promoted;
-    row.finished_ms = Some(2);
-    store.update_round(&row).unwrap();
-    store.set_round_turns(&row.round_id, &[(p, Split::Holdout)]).unwrap();
-    assert_eq!(store.trainable("chat", 9).unwrap().len(), 1, "a holdout is not used up");
-    let turn = store.turn(p).unwrap().unwrap();
-    let fell = |route: &str| store.session_split(route, &turn.tenant, &turn.session_id).unwrap();
-    assert_eq!((fell("chat"), fell("other")), (Some(Split::Holdout), None));
-    assert_eq!(store.session_split("chat", "nobody", &turn.session_id).unwrap(), None);
-    for (again, left) in [("00000000-again", 1), ("00000001-again", 0)] {
-        store.begin_round(&RoundRow { round_id: again.into(), ..row.clone() }).unwrap();
-        store.set_round_turns(again, &[(p, Split::Holdout)]).unwrap();
-        assert_eq!(store.trainable("chat", 9).unwrap().len(), left, "{again}");
-    }
-    store.set_round_turns("00000001-again", &[(p, Split::Train)]).unwrap();
-    assert_eq!(fell("chat"), Some(Split::Train), "teaching weighs more than testing");
-    let stranger = store.set_round_turns(&row.round_id, &[(TurnId::now(), Split::Train)]);
-    assert!(matches!(stranger, Err(StoreError::Missing { .. })));
-    row.round_id = "nobody".into();
-    assert!(matches!(store.update_round(&row), Err(StoreError::Missing { .. })));
 }
 
 #[test]

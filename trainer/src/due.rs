@@ -2,7 +2,8 @@
 //! nobody asks anything, so that a quiet assistant learns too.
 //!
 //! New is what the route's last round has not looked at. Turns that it held out or dropped are not
-//! new, so they never start a round by themselves; they take part in the next one.
+//! new, so they never start a round by themselves; they take part in the next one. A round that was
+//! abandoned through no fault of its turns has looked at none.
 //!
 //! Praise alone begins no round: it says nothing new. Six approved answers trained on by themselves
 //! made other approved answers 1 to 1.8 nats per token less likely (`hone bench learning --methods
@@ -15,11 +16,13 @@ use crate::sample::split::SPLIT_MIN;
 use hone_shared::policy::RoutePolicy;
 use hone_shared::store::{RoundRow, RoundState, StoredTurn, VerdictRow};
 use hone_shared::turn::TurnId;
-use serde_json::Value;
 use std::collections::HashSet;
 
 /// Key in a round's metrics: abandoned rounds directly before it.
 pub const ABANDONED_BEFORE: &str = "abandoned_before";
+/// Key in the metrics of an abandoned round: its turns alone shall begin no other one, for they were too
+/// few or unfit to learn from, or the trainer died of them again and again.
+pub const TURNS_SPENT: &str = "turns_spent";
 /// Longest rest after abandoned rounds.
 const REST_MS_MAX: u64 = 3_600_000;
 
@@ -56,7 +59,7 @@ pub fn is_due(
     if last.is_some_and(|last| rests(route, last, now_ms)) {
         return false;
     }
-    let seen: HashSet<TurnId> = last.map(|row| seen(&row.metrics)).unwrap_or_default();
+    let seen: HashSet<TurnId> = last.map(seen).unwrap_or_default();
     let fresh: Vec<&VerdictRow> =
         pool.iter().filter(|(turn, _)| !seen.contains(&turn.turn_id)).map(|(_, v)| v).collect();
     if fresh.is_empty() {
@@ -77,15 +80,19 @@ pub fn corrects_enough(
     corrections: &[bool],
     last: Option<&RoundRow>,
 ) -> bool {
-    let seen: HashSet<TurnId> = last.map(|row| seen(&row.metrics)).unwrap_or_default();
+    let seen: HashSet<TurnId> = last.map(seen).unwrap_or_default();
     let asking = || pool.iter().zip(corrections).filter(|(_, asks)| **asks).map(|((t, _), _)| t);
     let is_new = asking().any(|turn| !seen.contains(&turn.turn_id));
     let needed = route.round.corrections_min;
     needed == 0 || asking().count() >= needed && is_new
 }
 
-fn seen(metrics: &Value) -> HashSet<TurnId> {
-    let list = metrics["seen"].as_array().map(Vec::as_slice).unwrap_or_default();
+/// What the route's last round has looked at.
+fn seen(last: &RoundRow) -> HashSet<TurnId> {
+    if last.state == RoundState::Abandoned && last.metrics[TURNS_SPENT] != true {
+        return HashSet::new();
+    }
+    let list = last.metrics["seen"].as_array().map(Vec::as_slice).unwrap_or_default();
     list.iter().filter_map(|id| id.as_str()?.parse().ok()).collect()
 }
 

@@ -63,6 +63,24 @@ fn turns_that_the_last_round_looked_at_begin_no_round_by_themselves() {
 }
 
 #[test]
+fn issue_5_turns_of_a_round_that_was_abandoned_through_no_fault_of_theirs_begin_another() {
+    let route = route_policy();
+    let all = pool(&[0; 8]);
+    let abandoned = |spent: bool| {
+        let metrics = json!({"seen": last(&all).metrics["seen"], TURNS_SPENT: spent});
+        RoundRow { state: RoundState::Abandoned, metrics, ..last(&all) }
+    };
+    let begins = |last: &RoundRow| {
+        let due = is_due(&route, &all, Some(last), 10 * HOUR, 0);
+        assert_eq!(due, corrects_enough(&route, &all, &[true; 8], Some(last)));
+        due
+    };
+    assert!(begins(&abandoned(false)));
+    assert!(!begins(&abandoned(true)), "too little to learn from stays too little");
+    assert!(!begins(&last(&all)), "a refused round has learned from them");
+}
+
+#[test]
 fn a_route_that_does_not_learn_gets_no_round() {
     let observing = policies(&[("MODE", "observe")]);
     let route = observing.route("chat").unwrap();

@@ -23,6 +23,7 @@ mod training;
 pub use parts::{POOL_MAX, abandon, begin, corrections};
 
 use crate::compute::ComputeError;
+use crate::due::TURNS_SPENT;
 use crate::external::ExternalError;
 use crate::gate::{self, Case};
 use crate::publish::{self, PublishError};
@@ -93,6 +94,7 @@ fn stages(
     let work = WorkDir::open(&shop.data.rounds_dir(), &row.round_id)?;
     if work.count_start()? > STARTS_MAX {
         let reason = format!("started {STARTS_MAX} times without an end");
+        row.metrics[TURNS_SPENT] = json!(true);
         return finish(shop, row, RoundState::Abandoned, reason);
     }
 
@@ -102,6 +104,7 @@ fn stages(
         None => parts::draw(shop, row, &ground, &work)?,
     };
     let too_little = parts::too_little(&ground.route, &batch);
+    row.metrics[TURNS_SPENT] = json!(too_little.is_some());
     if let Some(reason) = too_little.or(parts::not_taken(shop, &ground.route, &batch)?) {
         return finish(shop, row, RoundState::Abandoned, reason);
     }

@@ -206,6 +206,7 @@ fn too_few_samples_end_the_round_before_any_training() {
     let it = Run { lab, engine: Engine::default(), runtime, url: nobody() };
     let (end, row) = it.round(&[]);
     assert_eq!(end, End::Finished(RoundState::Abandoned), "{}", row.reason);
+    assert_eq!(row.metrics[TURNS_SPENT], true, "its turn alone begins no other round");
 }
 
 #[test]
@@ -221,6 +222,7 @@ fn a_round_that_kills_the_trainer_again_and_again_is_given_up() {
     }
     assert_eq!(run(&mut shop, &mut row, &set).unwrap(), End::Finished(RoundState::Abandoned));
     assert_eq!(shop.store.trainable("chat", POOL_MAX).unwrap().len(), 8, "its turns are free");
+    assert_eq!(row.metrics[TURNS_SPENT], true, "but begin no other round by themselves");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::{Operator, health};
 use crate::ingest::FeedbackStats;
 use crate::limit::LimiterState;
 use crate::listen::tls::TlsState;
+use crate::upstream::EngineTlsState;
 use crate::upstream::snapshot::EngineState;
 use crate::upstream::tunnel::TunnelState;
 
@@ -44,6 +45,8 @@ pub struct Status {
     pub http: Http,
     /// The TLS listener, if there is one.
     pub tls: Option<TlsState>,
+    /// TLS to engines.
+    pub engine_tls: EngineTlsState,
     /// All engines.
     pub engines: Vec<EngineState>,
     /// Attempts that went to another engine than the one that their conversation belongs to.
@@ -151,6 +154,7 @@ pub fn of(operator: &Operator) -> Status {
             faults: operator.counters.faults().filter(|(_, n)| *n > 0).collect(),
         },
         tls: operator.tls.as_ref().map(|tls| tls.snapshot()),
+        engine_tls: operator.engines.tls_state(),
         engines: operator.engines.snapshot(),
         engines_spilled: operator.engines.spilled(),
         traffic: operator.limiter.snapshot(),

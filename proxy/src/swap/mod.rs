@@ -16,13 +16,13 @@ use hone_shared::turn::Generation;
 use serde::Serialize;
 
 use crate::error::ProxyError;
-use crate::listen::tls::Tls;
+use crate::pem::kept::Reread;
 
 /// Both watches.
 pub struct Watches {
     policies: PolicyWatch,
     aliases: AliasWatch,
-    certificate: Option<Arc<Tls>>,
+    files: Vec<Arc<dyn Reread>>,
 }
 
 /// What one request decides by.
@@ -61,12 +61,12 @@ impl Watches {
         let policies = PolicyWatch::follow(data, every).map_err(policy)?;
         let open = Registry::open(data.registry_dir()).map_err(registry)?;
         let aliases = AliasWatch::start(open, every).map_err(registry)?;
-        Ok(Self { policies, aliases, certificate: None })
+        Ok(Self { policies, aliases, files: Vec::new() })
     }
 
-    /// Makes a refresh read the certificate of a TLS listener again, too.
-    pub fn and_certificate(mut self, certificate: Option<Arc<Tls>>) -> Self {
-        self.certificate = certificate;
+    /// Makes a refresh read certificates again, too.
+    pub fn and_files(mut self, files: Vec<Arc<dyn Reread>>) -> Self {
+        self.files = files;
         self
     }
 
@@ -93,9 +93,8 @@ impl Watches {
         if let Err(error) = self.aliases.refresh() {
             problems.push(error.to_string());
         }
-        if let Some(Err(error)) = self.certificate.as_ref().map(|tls| tls.refresh()) {
-            problems.push(error.to_string());
-        }
+        let reread = self.files.iter().filter_map(|files| files.reread(true).err());
+        problems.extend(reread.map(|error| error.to_string()));
         Refreshed { policy_version: self.policies.current().version, problems }
     }
 }

@@ -36,11 +36,12 @@ use self::engine::{Engine, Target};
 use self::failure::ConnectFailure;
 use self::hold::Holds;
 use self::tls::ClientTls;
-pub use self::tls::EngineTls;
+pub use self::tls::{EngineTls, EngineTlsState};
 use self::tunnel::Patient;
 use crate::config::{Limits, ProxyConfig, Upstream};
 use crate::error::ProxyError;
 use crate::pem::PemError;
+use crate::pem::kept::{Kept, Reread};
 
 /// Between two pings on a connection of HTTP/2, so that a dead one is noticed.
 const H2_PING: Duration = Duration::from_secs(10);
@@ -50,7 +51,7 @@ const H2_PING: Duration = Duration::from_secs(10);
 pub struct Engines {
     engines: Vec<Engine>,
     limits: Limits,
-    tls: ClientTls,
+    tls: Arc<Kept<ClientTls>>,
     started: Instant,
     fresh: AtomicU64,
     spilled: AtomicU64,
@@ -103,7 +104,7 @@ impl Engines {
         Ok(Self {
             engines: upstreams.iter().cloned().map(Engine::new).collect(),
             limits: limits.clone(),
-            tls: ClientTls::load(tls)?,
+            tls: Arc::new(ClientTls::keep(tls)?),
             started: Instant::now(),
             fresh: AtomicU64::new(1),
             spilled: AtomicU64::new(0),
@@ -194,7 +195,7 @@ impl Engines {
         let sni = if upstream.tls { upstream.host.clone() } else { String::new() };
         let mut peer = HttpPeer::new(choice.target.address, upstream.tls, sni);
         if upstream.tls {
-            self.tls.apply(&mut peer, wants.upgrade);
+            self.tls.current().apply(&mut peer, wants.upgrade);
         }
         let options = &mut peer.options;
         options.connection_timeout = Some(ms(limits.upstream_connect_ms));
@@ -223,6 +224,16 @@ impl Engines {
             peer.options.idle_timeout = Some(Duration::ZERO);
         }
         peer
+    }
+
+    /// The files of TLS to engines, to be read again.
+    pub fn files(&self) -> Arc<dyn Reread> {
+        Arc::clone(&self.tls) as _
+    }
+
+    /// How they are doing.
+    pub fn tls_state(&self) -> EngineTlsState {
+        EngineTlsState { loads: self.tls.loads(), problem: self.tls.problem() }
     }
 
     /// What is written to the connection `fd` in the present look goes in one piece.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use hone_proxy::{EngineTls, Upstream};
+use hone_proxy::{EngineTls, KeyFiles, Upstream};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -128,6 +128,47 @@ async fn an_engine_that_asks_for_a_certificate_gets_the_proxys() {
     let unknown = in_front_of(address, "localhost", trusting(&authority)).await;
     assert_eq!(send(&unknown, "json").await.status, 502);
     assert_eq!(origin.seen().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn issue_3_changed_files_are_used_for_new_connections_and_bad_ones_change_nothing() {
+    let (authority, origin, other) = (Authority::new(), Origin::start().await, Authority::new());
+    let config = authority.server(&authority.issue(&["localhost"]), true, &[]);
+    let (address, _) = terminate(origin.address, config).await;
+    let dir = tempfile::tempdir().unwrap();
+    let name = |end: &str| dir.path().join(end);
+    let files = KeyFiles { certificate: name("client.pem"), key: name("client.key") };
+    let trusted = |by: &Authority| {
+        write_file(&name("ca.pem"), &std::fs::read_to_string(by.file()).unwrap());
+    };
+    trusted(&other);
+    other.issue(&["proxy.test"]).write(&files);
+    let tls = EngineTls {
+        ca_file: Some(name("ca.pem")),
+        client: Some(files.clone()),
+        ..EngineTls::default()
+    };
+    let proxy = in_front_of(address, "localhost", tls).await;
+    assert_eq!(send(&proxy, "json").await.status, 502, "neither trusts the other");
+
+    // Halfway through a replacement: the key is not the certificate's yet.
+    trusted(&authority);
+    let new = authority.issue(&["proxy.test"]);
+    let half = KeyFiles { key: name("later.key"), ..files.clone() };
+    new.write(&half);
+    let problems = proxy.refresh().await["problems"].clone();
+    assert!(problems[0].as_str().unwrap().contains("does not fit"), "{problems}");
+    let state = proxy.status().await["engine_tls"].clone();
+    assert_eq!((&state["loads"], state["problem"].is_string()), (&Value::from(1), true));
+    let metrics = proxy.admin_get("/metrics").await.text();
+    assert!(metrics.contains("hone_engine_tls_problem 1"), "{metrics}");
+    assert_eq!(send(&proxy, "json").await.status, 502, "the last good ones stay");
+
+    new.write(&files);
+    assert_eq!(proxy.refresh().await["problems"], serde_json::json!([]));
+    assert_eq!(send(&proxy, "json").await.status, 200);
+    let state = proxy.status().await["engine_tls"].clone();
+    assert_eq!((&state["loads"], &state["problem"]), (&Value::from(2), &Value::Null));
 }
 
 #[tokio::test(flavor = "multi_thread")]

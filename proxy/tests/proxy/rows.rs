@@ -8,6 +8,9 @@ use rusqlite::{Connection, OpenFlags};
 /// One turn.
 #[derive(Debug, Clone)]
 pub struct Row {
+    pub turn_id: String,
+    /// The turn that it goes on from.
+    pub parent: Option<String>,
     /// The messages of the request, as JSON.
     pub request: String,
     /// The text of all answers.
@@ -34,6 +37,8 @@ pub fn turns_in(data: &DataDir) -> Vec<Row> {
             choice.message["content"].as_str().unwrap_or_default().to_owned()
         };
         Row {
+            turn_id: turn.turn_id.to_string(),
+            parent: turn.parent.map(|parent| parent.to_string()),
             request: serde_json::to_string(&turn.messages).unwrap(),
             response: turn.choices.iter().map(text).collect(),
             status: turn.status,

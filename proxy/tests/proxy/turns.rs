@@ -3,6 +3,7 @@
 
 use hone_shared::registry::{AdapterConfig, ManifestDraft, Registry, Weights};
 use hone_shared::turn::Generation;
+use rusqlite::Connection;
 
 use crate::client::{Client, ask, chat, post};
 use crate::harness::{Proxy, number};
@@ -120,6 +121,42 @@ async fn bodies_over_the_capture_limit_pass_whole_and_the_books_still_balance() 
     let counters = proxy.settled(1).await;
     let dropped: u64 = counters["dropped"].as_object().unwrap().values().map(number).sum();
     assert_eq!(number(&counters["stored"]) + dropped, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn issue_3_conversations_of_16_mib_are_stored_whole_and_linked() {
+    let origin = Origin::start().await;
+    let proxy = Proxy::with(origin.address, "observe", |cfg| {
+        let route = cfg.data.policies_dir().join("routes/test.toml");
+        let whole =
+            std::fs::read_to_string(&route).unwrap() + "[capture]\nrequest_bytes_max = 33554432\n";
+        std::fs::write(route, whole).unwrap();
+    })
+    .await;
+    // A log that somebody pasted: 16 MiB of lines that differ.
+    let lines: String =
+        (0..).map(|n| format!("{n} \u{e9}t\u{e9} \"{}\"\n", n * 7919)).take(700_000).collect();
+    assert!(lines.len() > 16 << 20, "{}", lines.len());
+    let says = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+    let mut messages = vec![says("user", &lines)];
+    for next in ["and line 12?", "and line 13?", ""] {
+        let body = serde_json::json!({"model": "test", "messages": messages}).to_string();
+        let asked = post("/v1/json/chat/completions", "", body.as_bytes());
+        let answer = ask(proxy.address, &asked).await.json();
+        messages.push(answer["choices"][0]["message"].clone());
+        messages.push(says("user", next));
+    }
+    let counters = proxy.settled(3).await;
+    assert_eq!(counters["stored"], 3, "{counters}");
+    let turns = proxy.turns();
+    assert!(turns.iter().all(|turn| turn.request.contains("699999 ")), "whole, not cut");
+    let parents: Vec<_> = turns.iter().map(|turn| turn.parent.clone()).collect();
+    let ids = |at: usize| Some(turns[at].turn_id.clone());
+    assert_eq!(parents, [None, ids(0), ids(1)]);
+    let store = Connection::open(proxy.data.store_path()).unwrap();
+    let long = "SELECT count(*) FROM bodies WHERE length(bytes) > 65536";
+    let copies: u64 = store.query_row(long, [], |row| row.get(0)).unwrap();
+    assert_eq!(copies, 1, "what is sent again is stored once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

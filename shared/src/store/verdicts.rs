@@ -2,6 +2,8 @@
 //!
 //! Invariant: one verdict per turn; the first one stands, unless feedback replaces it (`said`).
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::Value;
@@ -166,20 +168,33 @@ impl Store {
 
     /// Turns of a route that a round can learn from, oldest first: a verdict that is not 0, or
     /// hints, a demonstration or an outcome of its episode; not yet in the train split of a
-    /// finished round, nor held out in three of them. Where there are more than `limit`, the newest:
-    /// turns that no round can use must not hide the ones that come after them.
+    /// finished round, nor held out in three of them. Where there are more than `limit`, the newest,
+    /// because turns that no round can use must not hide the ones that come after them; but half of
+    /// the room is for those that ask for another answer, so that praise does not hide an old one.
     pub fn trainable(&self, route: &str, limit: usize) -> Result<Vec<(StoredTurn, VerdictRow)>> {
+        let asking = format!("{CORRECTS} AND {TRAINABLE}");
+        let mut pool: BTreeMap<i64, Raw> =
+            self.newest_verdicts(route, &asking, limit / 2)?.into_iter().collect();
+        for (id, raw) in self.newest_verdicts(route, TRAINABLE, limit)? {
+            if pool.len() >= limit {
+                break;
+            }
+            pool.entry(id).or_insert(raw);
+        }
+        pool.into_iter().map(|(id, raw)| Ok((self.turn_row(id)?, raw.finish()?))).collect()
+    }
+
+    /// Verdicts of a route's turns of which `wanted` is true, newest first.
+    fn newest_verdicts(&self, route: &str, wanted: &str, limit: usize) -> Result<Vec<(i64, Raw)>> {
         let sql = format!(
             "SELECT v.turn, {COLUMNS} FROM verdicts v JOIN turns t ON t.id = v.turn
-             WHERE t.route = ?1 AND {TRAINABLE} ORDER BY t.id DESC LIMIT ?2"
+             WHERE t.route = ?1 AND {wanted} ORDER BY t.id DESC LIMIT ?2"
         );
         let mut find = self.conn.prepare_cached(&sql)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = find
-            .query_map(params![route, limit], |row| Ok((row.get::<_, i64>(0)?, from_row(row, 1)?)))?
-            .collect::<rusqlite::Result<Vec<_>>>()?;
-        let oldest_first = rows.into_iter().rev();
-        oldest_first.map(|(id, raw)| Ok((self.turn_row(id)?, raw.finish()?))).collect()
+        let rows =
+            find.query_map(params![route, limit], |row| Ok((row.get(0)?, from_row(row, 1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 }
 
@@ -219,6 +234,11 @@ pub(super) fn put_verdict(
     ])?;
     Ok(written == 1)
 }
+
+/// Which verdicts `v` of turns `t` ask for another answer.
+const CORRECTS: &str = "(v.verdict < 0 OR v.hints <> '[]' OR EXISTS (
+        SELECT 1 FROM feedback f WHERE f.turn = t.id AND f.kind = 'demonstration' AND f.weight > 0
+    ))";
 
 /// Which verdicts `v` of turns `t` can be learned from. What was held out tests the next two rounds
 /// as well; then it goes, so that old tests do not fill the pool.

@@ -1,5 +1,7 @@
-//! What the spool's tests share: records, and a process that dies.
+//! What the spool's and the store's tests share: records, and a process that dies.
 #![allow(dead_code, missing_docs, reason = "each test binary uses its part")]
+
+pub mod talk;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -37,6 +37,9 @@ pub(super) fn engines(page: &mut Page, status: &Status) {
     }
     let help = "Attempts that went to another engine than their conversation's own.";
     page.one("hone_engine_spilled_total", counter, help, status.engines_spilled);
+    let help = "1 while the files of TLS to engines on disk cannot be used.";
+    let problem = u64::from(status.engine_tls.problem.is_some());
+    page.one("hone_engine_tls_problem", "gauge", help, problem);
 }
 
 /// TLS with clients, if a listener speaks it.

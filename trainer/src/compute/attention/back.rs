@@ -1,8 +1,10 @@
 //! The gradient of attention.
 //!
-//! Probabilities are recomputed from the saved log-sum-exp (Dao et al. 2022, algorithm 4, without
-//! the blocking over keys). One task has one query head of one group of segments; heads that share
-//! a key head are added up afterwards, so that all sums are made in one order.
+//! Probabilities are recomputed from the saved log-sum-exp (Dao et al. 2022, algorithm 4), for a
+//! square of queries and keys at a time: what is computed of it stays in a core's cache, and the sums
+//! over its queries and over its keys are long enough for the kernels. One task has one query head of
+//! one group of segments; heads that share a key head are added up afterwards, so that all sums are
+//! made in one order.
 
 use std::ops::Range;
 
@@ -89,6 +91,11 @@ impl HeadGradients {
     }
 }
 
+/// Panels of queries that are taken at a time.
+const PANELS: usize = 4;
+/// Keys that are taken at a time: whole panels.
+const KEYS: usize = 4 * NR;
+
 /// One query head of one group.
 struct Task<'a> {
     inputs: Inputs<'a>,
@@ -99,28 +106,44 @@ struct Task<'a> {
     stretches: Vec<Stretch<'a>>,
     /// dKᵀ and dVᵀ `(panels, dim, NR)`.
     sums: [Scratch<f32>; 2],
-    buffers: Buffers,
+    panels: [Buffers; PANELS],
+    folded: Vec<u32>,
+    /// Squares turned, one below the other: `(queries, NR)`.
+    turned: Scratch<f32>,
 }
 
 /// One segment's side of the products.
 struct Stretch<'a> {
-    keys: Keys,
-    values: Keys,
+    rows: Range<usize>,
+    /// Keys and values, [`KEYS`] rows at a time.
+    blocks: Vec<[Keys; 2]>,
     /// The keys once more, for the sum over them.
     lanes: Lanes<'a>,
     /// Where its panels of sums begin.
     first: usize,
 }
 
-/// Buffers of one task.
-#[derive(Default)]
+/// What is computed for one panel of queries.
 struct Buffers {
     queries: Vec<u32>,
     dout: Vec<u32>,
-    scores: Vec<f32>,
-    dp: Vec<f32>,
-    dq: Vec<f32>,
-    folded: Vec<u32>,
+    lse: Columns,
+    /// Product of each query's output and its gradient.
+    inner: Columns,
+    /// `(KEYS, NR)`: scores, then probabilities; and their gradients.
+    p: Scratch<f32>,
+    ds: Scratch<f32>,
+    /// `(dim, NR)`.
+    dq: Scratch<f32>,
+}
+
+impl Buffers {
+    fn new(dim: usize) -> Buffers {
+        let [p, ds] = [(); 2].map(|()| Scratch::zeros(KEYS * NR));
+        let (queries, dout) = (Vec::new(), Vec::new());
+        let (lse, inner) = ([0.0; NR], [0.0; NR]);
+        Buffers { queries, dout, lse, inner, p, ds, dq: Scratch::zeros(dim * NR) }
+    }
 }
 
 impl<'a> Task<'a> {
@@ -132,105 +155,118 @@ impl<'a> Task<'a> {
         head: usize,
     ) -> Task<'a> {
         let (mut stretches, mut panels) = (Vec::with_capacity(segments.len()), 0);
-        let kv = inputs.shape.kv_of(head);
+        let (kv, dim) = (inputs.shape.kv_of(head), inputs.shape.dim);
         for segment in segments {
-            let pack = |data| Keys::pack(inputs, data, segment.rows.clone(), kv);
-            let lanes = inputs.lanes(inputs.k, segment.rows.clone(), kv);
-            let (keys, values) = (pack(inputs.k), pack(inputs.v));
-            stretches.push(Stretch { keys, values, lanes, first: panels });
-            panels += segment.rows.len().div_ceil(NR);
+            let rows = segment.rows.clone();
+            let blocks = rows.clone().step_by(KEYS).map(|start| {
+                let block = start..(start + KEYS).min(rows.end);
+                [inputs.k, inputs.v].map(|data| Keys::pack(inputs, data, block.clone(), kv))
+            });
+            let (blocks, lanes) = (blocks.collect(), inputs.lanes(inputs.k, rows.clone(), kv));
+            let first = panels;
+            panels += rows.len().div_ceil(NR);
+            stretches.push(Stretch { rows, blocks, lanes, first });
         }
-        let sums = [(); 2].map(|()| Scratch::zeros(panels * inputs.shape.dim * NR));
-        let (first, buffers) = (group.rows.start, Buffers::default());
-        Task { inputs, outputs, first, segments, head, stretches, sums, buffers }
+        let sums = [(); 2].map(|()| Scratch::zeros(panels * dim * NR));
+        let (turned, first) = (Scratch::zeros(PANELS * NR * NR), group.rows.start);
+        let (panels, folded) = (std::array::from_fn(|_| Buffers::new(dim)), Vec::new());
+        Task { inputs, outputs, first, segments, head, stretches, sums, panels, folded, turned }
     }
 
     fn run(mut self, to: &mut [f32]) {
         let dim = self.inputs.shape.dim;
         let rows = to.len() / (3 * dim);
         let (dq, rest) = to.split_at_mut(rows * dim);
-        for index in 0..self.segments.len() {
-            let segment = &self.segments[index];
-            for start in segment.rows.clone().step_by(NR) {
-                let panel = Panel { segment, rows: start..(start + NR).min(segment.rows.end) };
-                self.buffers.dq.clear();
-                self.buffers.dq.resize(dim * NR, 0.0);
-                self.panel(&panel, index);
-                let to = &mut dq[(start - self.first) * dim..];
-                spread(&self.buffers.dq, dim, to, dim, panel.rows.len());
+        let segments = self.segments;
+        for (index, segment) in segments.iter().enumerate() {
+            for start in segment.rows.clone().step_by(PANELS * NR) {
+                let rows = start..(start + PANELS * NR).min(segment.rows.end);
+                self.queries(segment, rows, index, &mut dq[(start - self.first) * dim..]);
             }
         }
         for (sums, to) in self.sums.iter().zip(rest.chunks_exact_mut((rows * dim).max(1))) {
-            for Stretch { keys, first, .. } in &self.stretches {
-                for (i, start) in keys.rows.clone().step_by(NR).enumerate() {
+            for Stretch { rows, first, .. } in &self.stretches {
+                for (i, start) in rows.clone().step_by(NR).enumerate() {
                     let from = &sums[(first + i) * dim * NR..][..dim * NR];
-                    let count = NR.min(keys.rows.end - start);
+                    let count = NR.min(rows.end - start);
                     spread(from, dim, &mut to[(start - self.first) * dim..], dim, count);
                 }
             }
         }
     }
 
-    /// One panel of queries of segment `index`: adds to dq and to the sums.
-    fn panel(&mut self, rows: &Panel<'_>, index: usize) {
+    /// Some panels of queries of segment `index`: adds to the sums and writes their dq `(rows, dim)`.
+    fn queries(&mut self, segment: &Segment, rows: Range<usize>, index: usize, to: &mut [f32]) {
         let Inputs { shape, q, precision, .. } = self.inputs;
         let Outputs { att, lse, datt } = self.outputs;
-        let (dim, width, count) = (shape.dim, shape.q_width(), rows.rows.len());
-        let head = self.head;
-        let from = rows.rows.start * width + head * dim;
-        let (size, scale) = ((width, count, dim), shape.scale());
-        panel(&mut self.buffers.queries, &q[from..], size, scale, precision);
-        panel(&mut self.buffers.dout, &datt[from..], size, 1.0, precision);
+        let (dim, width, head) = (shape.dim, shape.q_width(), self.head);
+        let at = |row: usize| row * width + head * dim;
+        let panels: Vec<Panel<'_>> = rows
+            .clone()
+            .step_by(NR)
+            .map(|start| Panel { segment, rows: start..(start + NR).min(rows.end) })
+            .collect();
+        for (Panel { rows, .. }, buffers) in panels.iter().zip(&mut self.panels) {
+            let (from, size) = (at(rows.start), (width, rows.len(), dim));
+            panel(&mut buffers.queries, &q[from..], size, shape.scale(), precision);
+            panel(&mut buffers.dout, &datt[from..], size, 1.0, precision);
+            for (j, row) in rows.clone().enumerate() {
+                let own = at(row)..at(row) + dim;
+                buffers.lse[j] = lse[row * shape.heads + head];
+                buffers.inner[j] = math::dot(&att[own.clone()], &datt[own]);
+            }
+            buffers.dq.fill(0.0);
+        }
+        let (from, size) = (at(rows.start), (width, rows.len(), dim));
         let sides = [&q[from..], &datt[from..]].map(|x| Lanes::new(x, size, precision));
-        let (mut sums, mut inner): (Columns, Columns) = ([0.0; NR], [0.0; NR]);
-        for (j, row) in rows.rows.clone().enumerate() {
-            let own = row * width + head * dim..row * width + (head + 1) * dim;
-            sums[j] = lse[row * shape.heads + head];
-            inner[j] = math::dot(&att[own.clone()], &datt[own]);
-        }
-        if !rows.segment.prefix.is_empty() {
+        if !segment.prefix.is_empty() {
             // The prefix is the group's first segment.
-            let count = rows.segment.prefix.len();
-            self.against(rows, (0, count), &sides, (&sums, &inner), false);
+            self.against(&panels, 0, &sides, false);
         }
-        self.against(rows, (index, rows.own()), &sides, (&sums, &inner), true);
+        self.against(&panels, index, &sides, true);
+        for (Panel { rows: own, .. }, buffers) in panels.iter().zip(&self.panels) {
+            spread(&buffers.dq, dim, &mut to[(own.start - rows.start) * dim..], dim, own.len());
+        }
     }
 
-    /// A panel of queries against the first `seen` keys of one segment. `sides` are the queries
-    /// and the gradient of their output.
-    fn against(
-        &mut self,
-        rows: &Panel<'_>,
-        (index, seen): (usize, usize),
-        sides: &[Lanes<'_>; 2],
-        (lse, inner): (&Columns, &Columns),
-        own: bool,
-    ) {
+    /// Panels of queries against the keys of one segment that they see. `sides` are the queries and
+    /// the gradient of their output.
+    fn against(&mut self, panels: &[Panel<'_>], index: usize, sides: &[Lanes<'_>; 2], own: bool) {
         let Inputs { shape, precision, .. } = self.inputs;
-        let (dim, count) = (shape.dim, rows.rows.len());
-        let Buffers { queries, dout, scores, dp, dq, folded } = &mut self.buffers;
-        let Stretch { keys, values, lanes, first } = &self.stretches[index];
-        let narrow = count <= NR / 2;
-        for buffer in [&mut *scores, &mut *dp] {
-            buffer.resize(keys.rows.len().next_multiple_of(NR) * NR, 0.0);
-        }
-        keys.times(scores, queries, seen, narrow);
-        values.times(dp, dout, seen, narrow);
-        let (p, ds) = (&mut scores[..seen * NR], &mut dp[..seen * NR]);
-        math::softmax_columns_back(p, ds, lse, inner, shape.scale());
-        if own {
-            rows.mask(p, 0.0);
-            rows.mask(ds, 0.0);
-        }
-        lanes.outer(dq, ds, narrow, precision, folded);
-        let mut turned = [0.0; NR * NR];
-        for ((values, side), sums) in [&*dp, &*scores].into_iter().zip(sides).zip(&mut self.sums) {
-            let squares = values.as_chunks::<{ NR * NR }>().0.iter().take(seen.div_ceil(NR));
-            for (i, square) in squares.enumerate() {
-                turn_square(square, &mut turned);
-                let to = &mut sums[(first + i) * dim * NR..][..dim * NR];
-                let narrow = seen - i * NR <= NR / 2;
-                side.outer(to, &turned[..count * NR], narrow, precision, folded);
+        let Stretch { blocks, lanes, first, rows } = &self.stretches[index];
+        let (dim, folded) = (shape.dim, &mut self.folded);
+        let seen = |panel: &Panel<'_>| if own { panel.own() } else { rows.len() };
+        let queries: usize = panels.iter().map(|panel| panel.rows.len()).sum();
+        let most = panels.last().map_or(0, seen);
+        for ([keys, values], start) in blocks.iter().zip((0..most).step_by(KEYS)) {
+            for (panel, buffers) in panels.iter().zip(&mut self.panels) {
+                let here = seen(panel).saturating_sub(start).min(keys.rows.len());
+                let narrow = panel.rows.len() <= NR / 2;
+                keys.times(&mut buffers.p, &buffers.queries, here, narrow);
+                values.times(&mut buffers.ds, &buffers.dout, here, narrow);
+                let (p, ds) = (&mut buffers.p[..here * NR], &mut buffers.ds[..here * NR]);
+                math::softmax_columns_back(p, ds, &buffers.lse, &buffers.inner, shape.scale());
+                if own {
+                    panel.mask(p, start, 0.0);
+                    panel.mask(ds, start, 0.0);
+                }
+                lanes.outer(start, &mut buffers.dq, (ds, narrow), precision, folded);
+            }
+            for i in 0..keys.rows.len().div_ceil(NR) {
+                // Those that see these keys are the last ones.
+                let blind = panels.iter().take_while(|panel| seen(panel) <= start + i * NR).count();
+                let (to, narrow) = (first + start / NR + i, keys.rows.len() - i * NR <= NR / 2);
+                for (which, (side, sums)) in sides.iter().zip(&mut self.sums).enumerate() {
+                    let turned = self.turned.as_chunks_mut::<{ NR * NR }>().0.iter_mut();
+                    let seeing = self.panels[..panels.len()].iter().skip(blind);
+                    for (turned, buffers) in turned.zip(seeing) {
+                        let values = if which == 0 { &buffers.ds } else { &buffers.p };
+                        turn_square(&values.as_chunks::<{ NR * NR }>().0[i], turned);
+                    }
+                    let right = &self.turned[..(queries - (blind * NR).min(queries)) * NR];
+                    let sums = &mut sums[to * dim * NR..][..dim * NR];
+                    side.outer(blind * NR, sums, (right, narrow), precision, folded);
+                }
             }
         }
     }

@@ -142,21 +142,22 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Columns `first..first + rows`.
-    fn columns(&self, first: usize, rows: usize) -> Left<'_> {
-        let (words, step) = match self {
-            Lanes::Plain(words, step) => (*words, *step),
-            Lanes::Folded(words, step) => (words.as_slice(), *step),
+    /// Columns `first..first + rows` of the rows from `start` on, which is even.
+    fn columns(&self, start: usize, first: usize, rows: usize) -> Left<'_> {
+        let (words, step, start) = match self {
+            Lanes::Plain(words, step) => (*words, *step, start),
+            Lanes::Folded(words, step) => (words.as_slice(), *step, start / 2),
         };
-        Left { words: words.get(first..).unwrap_or_default(), step, rows }
+        Left { words: words.get(start * step + first..).unwrap_or_default(), step, rows }
     }
 
-    /// `to (width, NR) += rowsᵀ right (n, NR)` for the first `n` rows. `folded` is working memory.
+    /// `to (width, NR) += rowsᵀ right (n, NR)` for `n` rows from `start` on, which is even. `folded`
+    /// is working memory.
     fn outer(
         &self,
+        start: usize,
         to: &mut [f32],
-        right: &[f32],
-        narrow: bool,
+        (right, narrow): (&[f32], bool),
         precision: Precision,
         folded: &mut Vec<u32>,
     ) {
@@ -169,7 +170,7 @@ impl<'a> Lanes<'a> {
         };
         for (first, take) in strips(to.len() / NR) {
             let values = &mut to[first * NR..(first + take) * NR];
-            let left = self.columns(first, take);
+            let left = self.columns(start, first, take);
             accumulate(
                 Tile { values, stride: NR, fresh: false },
                 Product { precision, left, panel, narrow, ahead: (&[], 0) },
@@ -190,11 +191,13 @@ impl Panel<'_> {
         self.rows.end - self.segment.rows.start
     }
 
-    /// Sets what lies after a query to `value`, in the own keys' `scores (own, NR)`.
-    fn mask(&self, scores: &mut [f32], value: f32) {
+    /// Sets what lies after a query to `value`, in the `scores (keys, NR)` of own keys from `start`
+    /// on.
+    fn mask(&self, scores: &mut [f32], start: usize, value: f32) {
         let first = self.rows.start - self.segment.rows.start;
-        for (i, row) in scores.as_chunks_mut::<NR>().0[first..].iter_mut().enumerate() {
-            row[..i.min(NR)].fill(value);
+        let keys = scores.as_chunks_mut::<NR>().0.iter_mut().enumerate();
+        for (i, row) in keys.skip(first.saturating_sub(start)) {
+            row[..(start + i - first).min(NR)].fill(value);
         }
     }
 }
@@ -303,15 +306,15 @@ fn attend(
     if let Some((keys, _)) = own {
         keys.times(after, queries, seen, narrow);
     }
-    rows.mask(&mut after[..seen * NR], f32::NEG_INFINITY);
+    rows.mask(&mut after[..seen * NR], 0, f32::NEG_INFINITY);
     let scores = &mut scores[..(prefix + seen) * NR];
     let (most, sums) = math::softmax_columns(scores);
-    rows.mask(&mut scores[prefix * NR..], 0.0);
+    rows.mask(&mut scores[prefix * NR..], 0, 0.0);
     let mut out = Scratch::zeros(dim * NR);
     let (first, after) = scores.split_at(prefix * NR);
     for (side, weights) in [(before, first), (own, after)] {
         if let Some((_, values)) = side {
-            values.outer(&mut out, weights, narrow, precision, folded);
+            values.outer(0, &mut out, (weights, narrow), precision, folded);
         }
     }
     for j in 0..count {
