@@ -155,7 +155,7 @@ async fn issue_3_conversations_of_16_mib_are_stored_whole_and_linked() {
     assert_eq!(parents, [None, ids(0), ids(1)]);
     let store = Connection::open(proxy.data.store_path()).unwrap();
     let long = "SELECT count(*) FROM bodies WHERE length(bytes) > 65536";
-    let copies: u64 = store.query_row(long, [], |row| row.get(0)).unwrap();
+    let copies: i64 = store.query_row(long, [], |row| row.get(0)).unwrap();
     assert_eq!(copies, 1, "what is sent again is stored once");
 }
 
