@@ -26,6 +26,7 @@ use crate::admit::{self, Admission, headers, path};
 use crate::config::Limits;
 use crate::feedback::{self, Desk};
 use crate::limit::{Limiter, Permit};
+use crate::listen::cork;
 use crate::route;
 use crate::swap::Watches;
 use crate::tap::rest::read_rest;
@@ -342,6 +343,9 @@ impl ProxyHttp for Service {
                 // Before the client gets its last bytes: whatever happens now, it was answered.
                 tap.finish(outcome.unwrap_or(Outcome::Complete), None, ctx.attempts);
             }
+        }
+        if end_of_stream {
+            cork::response_ends();
         }
         Ok(None)
     }

@@ -4,7 +4,8 @@
 //! four: a burst of fifty SSE chunks costs thirteen system calls. Here the flush of a connection is
 //! put off until its task has nothing more to do at this moment, and the task is polled on for as
 //! long as it keeps itself awake. What the engine has sent already leaves in one write; nothing
-//! ever waits for what it has not sent.
+//! ever waits for what it has not sent, and the end of a response does not wait for what the proxy
+//! does after it ([`response_ends`]).
 //!
 //! * [`Corked`]: the stream that pingora writes to, and [`Cork`], a handle on it.
 //! * [`Corking`]: the connection's future. It polls, and flushes at the end of each look.
@@ -13,6 +14,7 @@
 //! refused to take it; then the flush goes on when it is writable, and the next flush that pingora
 //! asks for waits for it, so that a slow client slows its own stream only.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -30,6 +32,16 @@ const WRITE_BYTES_MAX: usize = 16 << 10;
 const KEPT_BYTES_MAX: usize = 4 << 10;
 /// How often a task that keeps itself awake is polled before others get their turn: 64 chunks.
 const POLLS_MAX: usize = 16;
+
+thread_local! {
+    /// The next flush in this look is the last of a response.
+    static ENDS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says that the last bytes of a response are being written: the next flush is not put off.
+pub fn response_ends() {
+    ENDS.set(true);
+}
 
 /// A stream whose flushes can be put off.
 #[derive(Debug)]
@@ -198,7 +210,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         let mut inner = lock(&self.shared);
         match inner.failed {
             Some(kind) => Poll::Ready(Err(kind.into())),
-            None if inner.corked && !inner.stuck => Poll::Ready(Ok(())),
+            None if inner.corked && !inner.stuck && !ENDS.take() => Poll::Ready(Ok(())),
             None => inner.poll_flush(cx),
         }
     }
@@ -259,6 +271,7 @@ impl<F: Future, S: AsyncWrite + Unpin> Future for Corking<F, S> {
         // What it writes to an engine leaves in one piece, too.
         let _look = Look::begin();
         lock(&this.shared).corked = true;
+        ENDS.set(false);
         for _ in 0..POLLS_MAX {
             this.signal.state.store(POLLING, Ordering::Release);
             if let Poll::Ready(output) = this.future.as_mut().poll(inner_cx) {

@@ -163,3 +163,28 @@ async fn a_broken_connection_is_reported_to_the_writer() {
     let kind = tokio::time::timeout(Duration::from_secs(10), writing).await.unwrap();
     assert!(matches!(kind, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset), "{kind}");
 }
+
+#[tokio::test]
+async fn the_end_of_a_response_leaves_before_the_look_ends_and_only_once() {
+    let (mut corked, mut far, writes) = counted(1 << 20);
+    let cork = corked.cork();
+    let written = async {
+        corked.write_all(b"head").await.unwrap();
+        corked.flush().await.unwrap();
+        assert_eq!(writes(), 0, "put off");
+        response_ends();
+        corked.write_all(b" and body").await.unwrap();
+        corked.flush().await.unwrap();
+        assert_eq!(writes(), 1, "what the proxy does now does not keep the client waiting");
+        corked.write_all(b", next").await.unwrap();
+        corked.flush().await.unwrap();
+        assert_eq!(writes(), 1, "put off again");
+        corked
+    };
+    let corked = cork.hold(written).await;
+    assert_eq!(writes(), 2);
+    drop(corked);
+    let mut read = Vec::new();
+    far.read_to_end(&mut read).await.unwrap();
+    assert_eq!(read, b"head and body, next");
+}
