@@ -159,6 +159,8 @@ fn a_finished_round_uses_up_its_train_split_and_an_abandoned_one_does_not() {
     let turn = store.turn(p).unwrap().unwrap();
     let fell = |route: &str| store.session_split(route, &turn.tenant, &turn.session_id).unwrap();
     assert_eq!((fell("chat"), fell("other")), (Some(Split::Holdout), None));
+    let tested = |route: &str, turn: TurnId| store.was_held_out(route, turn).unwrap();
+    assert!(tested("chat", p) && !tested("other", p) && !tested("chat", TurnId::now()));
     assert_eq!(store.session_split("chat", "nobody", &turn.session_id).unwrap(), None);
     for (again, left) in [("00000000-again", 1), ("00000001-again", 0)] {
         store.begin_round(&RoundRow { round_id: again.into(), ..row.clone() }).unwrap();

@@ -23,6 +23,8 @@ pub const ABANDONED_BEFORE: &str = "abandoned_before";
 /// Key in the metrics of an abandoned round: its turns alone shall begin no other one, for they were too
 /// few or unfit to learn from, or the trainer died of them again and again.
 pub const TURNS_SPENT: &str = "turns_spent";
+/// Abandoned rounds in a row after which their turns wait for a new one: trying again does not help.
+const TRIES_MAX: u64 = 4;
 /// Longest rest after abandoned rounds.
 const REST_MS_MAX: u64 = 3_600_000;
 
@@ -89,7 +91,8 @@ pub fn corrects_enough(
 
 /// What the route's last round has looked at.
 fn seen(last: &RoundRow) -> HashSet<TurnId> {
-    if last.state == RoundState::Abandoned && last.metrics[TURNS_SPENT] != true {
+    let spent = last.metrics[TURNS_SPENT] == true || abandoned_in_a_row(last) >= TRIES_MAX;
+    if last.state == RoundState::Abandoned && !spent {
         return HashSet::new();
     }
     let list = last.metrics["seen"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -78,6 +78,11 @@ fn issue_5_turns_of_a_round_that_was_abandoned_through_no_fault_of_theirs_begin_
     assert!(begins(&abandoned(false)));
     assert!(!begins(&abandoned(true)), "too little to learn from stays too little");
     assert!(!begins(&last(&all)), "a refused round has learned from them");
+    let mut again = abandoned(false);
+    for (before, tries) in [(TRIES_MAX - 2, true), (TRIES_MAX - 1, false)] {
+        again.metrics[ABANDONED_BEFORE] = json!(before);
+        assert_eq!(begins(&again), tries, "after {} in a row", before + 1);
+    }
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub struct GatePolicy {
     pub ended_share_min: f64,
     /// Largest share of replies that refuse, or the incumbent's share if that is higher.
     pub refusal_share_max: f64,
+    /// Most mean length of replies, as a multiple of the incumbent's, or of 16 tokens.
+    pub length_ratio_max: f64,
     /// Least mean length of replies, as a part of the incumbent's.
     pub length_ratio_min: f64,
     /// Largest share of replies with one phrase in common, or the incumbent's if that is higher.
@@ -52,6 +54,7 @@ struct RawGate {
     repetition_max: Option<f64>,
     ended_share_min: Option<f64>,
     refusal_share_max: Option<f64>,
+    length_ratio_max: Option<f64>,
     length_ratio_min: Option<f64>,
     phrase_share_max: Option<f64>,
     reply_tokens_max: Option<f64>,
@@ -80,6 +83,7 @@ impl GatePolicy {
             repetition_max: check.real("gate.repetition_max", raw.repetition_max)?,
             ended_share_min: check.real("gate.ended_share_min", raw.ended_share_min)?,
             refusal_share_max: check.real("gate.refusal_share_max", raw.refusal_share_max)?,
+            length_ratio_max: check.real("gate.length_ratio_max", raw.length_ratio_max)?,
             length_ratio_min: check.real("gate.length_ratio_min", raw.length_ratio_min)?,
             phrase_share_max: check.real("gate.phrase_share_max", raw.phrase_share_max)?,
             reply_tokens_max: check.count("gate.reply_tokens_max", raw.reply_tokens_max)?,

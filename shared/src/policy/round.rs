@@ -34,7 +34,7 @@ pub struct RoundPolicy {
     pub sign_share_max: f64,
     /// Generations that a reply may be behind the served one.
     pub generations_behind_max: usize,
-    /// Weight of the mean verdict of an episode's steps against its outcome.
+    /// Weight of a step's own verdict against the outcome of its episode.
     pub step_coefficient: f64,
     /// Rate at which the running mean of rewards follows, to be taken off them; 0 = none is.
     pub baseline_rate: f64,

@@ -290,6 +290,17 @@ impl Store {
         rows.into_iter().map(both).collect()
     }
 
+    /// Whether a finished round of a route has tested on a turn.
+    pub fn was_held_out(&self, route: &str, turn: TurnId) -> Result<bool> {
+        let mut find = self.conn.prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM turns t JOIN round_turns rt ON rt.turn = t.id
+             JOIN rounds r ON r.round_id = rt.round_id
+             WHERE t.turn_id = ?1 AND r.route = ?2 AND rt.split = 'holdout'
+               AND r.state IN ('promoted', 'refused', 'failed'))",
+        )?;
+        Ok(find.query_row([turn.to_string().as_str(), route], |row| row.get(0))?)
+    }
+
     /// Where a session fell in the finished rounds of a route. One that taught in any of them
     /// counts as such; `None`: it was in none.
     pub fn session_split(

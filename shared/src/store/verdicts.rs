@@ -155,17 +155,6 @@ impl Store {
         raw.map(Raw::finish).transpose()
     }
 
-    /// The verdicts of a session's turns, oldest first; at most 4,096, the oldest.
-    pub fn verdicts_of_session(&self, tenant: &str, session_id: &str) -> Result<Vec<i8>> {
-        let sql = format!(
-            "SELECT v.verdict FROM turns t JOIN verdicts v ON v.turn = t.id
-             WHERE t.session_id = ?1 AND t.tenant = ?2 ORDER BY t.id LIMIT {SESSION_VERDICTS_MAX}"
-        );
-        let mut find = self.conn.prepare_cached(&sql)?;
-        let found = find.query_map([session_id, tenant], |row| row.get(0))?;
-        Ok(found.collect::<rusqlite::Result<_>>()?)
-    }
-
     /// Turns of a route that a round can learn from, oldest first: a verdict that is not 0, or
     /// hints, a demonstration or an outcome of its episode; not yet in the train split of a
     /// finished round, nor held out in three of them. Where there are more than `limit`, the newest,
@@ -197,9 +186,6 @@ impl Store {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 }
-
-/// Verdicts of one session that are read at most.
-const SESSION_VERDICTS_MAX: usize = 4096;
 
 /// Writes a verdict's row. `replace`: also where one stands. Returns whether it was written.
 pub(super) fn put_verdict(

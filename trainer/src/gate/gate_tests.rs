@@ -56,6 +56,12 @@ fn each_fault_is_an_objection_with_its_number() {
         (signal, Neutral { refusal_share: 0.3, ..neutral }, "refuse"),
         (signal, Neutral { phrase_share: 0.6, ..neutral }, "phrase"),
         (signal, Neutral { tokens_mean_incumbent: 300.0, ..neutral }, "mean length"),
+        (
+            signal,
+            Neutral { tokens_mean: 61.0, tokens_mean_incumbent: 20.0, ..neutral },
+            "mean length",
+        ),
+        (signal, Neutral { tokens_mean: 49.0, ..neutral }, "mean length"),
         (Signal { demonstrated_turns: 1, ..signal }, neutral, "demonstrations"),
     ];
     for (signal, neutral, word) in cases {
@@ -109,6 +115,12 @@ fn a_planted_bad_adapter_is_refused_with_all_its_numbers() {
     assert!(!report.passed, "{report:?}");
     assert!(report.signal.hinted_gain < 0.0 && report.neutral.kl > 0.0, "{report:?}");
     assert!(report.neutral.replies > 0 && report.signal.hinted_turns == 3);
+}
+
+#[test]
+fn issue_5_a_candidate_whose_numbers_are_not_finite_is_refused_and_no_fault_of_the_machine() {
+    let report = examine_noise(1e30, 3);
+    assert!(!report.passed && report.reason().contains("not finite"), "{report:?}");
 }
 
 #[test]

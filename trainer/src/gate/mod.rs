@@ -22,6 +22,9 @@ use hone_shared::policy::{GatePolicy, TrainPolicy};
 use serde::Serialize;
 use serde_json::json;
 
+/// An incumbent that answers shorter than this counts as if it answered so: one word more is no drift.
+const SHORT_TOKENS: f64 = 16.0;
+
 /// Why the gate could not measure.
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
@@ -126,6 +129,10 @@ pub fn examine(
     });
     match measured {
         Ok((signal, neutral)) => Ok(judge(case.gate, signal, neutral)),
+        // That is the candidate's doing.
+        Err(GateError::Compute(ComputeError::NotFinite(what))) => {
+            Ok(Report::refused(case.gate, format!("{what} is not finite")))
+        }
         Err(GateError::Compute(error)) => Err(error),
         Err(error) => {
             Ok(Report::refused(case.gate, format!("the gate could not measure: {error}")))
@@ -172,6 +179,11 @@ pub fn judge(policy: &GatePolicy, signal: Signal, neutral: Neutral) -> Report {
             "mean length of neutral replies (tokens)",
             neutral.tokens_mean,
             policy.length_ratio_min * neutral.tokens_mean_incumbent,
+        ),
+        over(
+            "mean length of neutral replies (tokens)",
+            neutral.tokens_mean,
+            policy.length_ratio_max * neutral.tokens_mean_incumbent.max(SHORT_TOKENS),
         ),
         over("share of empty neutral replies", neutral.empty_share, EMPTY_SHARE_MAX),
     ];

@@ -221,15 +221,25 @@ pub fn plan(shop: &Workshop, ground: &Ground, batch: &Batch) -> Result<Plan, Rou
             servers.insert(generation.clone(), adapter);
         }
     }
+    let start = ground.incumbent.clone().filter(|_| policy.warm_start);
+    if let Some(own) = start.as_ref().filter(|own| differs(own, &policy)) {
+        let (rank, alpha, asked) = (own.rank, own.alpha, policy.rank);
+        tracing::warn!(rank, alpha, asked, "a warm start keeps the incumbent's rank and alpha");
+    }
     Ok(Plan {
         samples: batch.train.clone(),
-        start: ground.incumbent.clone().filter(|_| policy.warm_start),
+        start,
         teacher: ground.incumbent.clone().filter(|_| policy.teacher == Teacher::Incumbent),
         servers,
         model: shop.renderer.model.clone(),
         eos: shop.renderer.eos().to_vec(),
         policy,
     })
+}
+
+/// Whether an adapter has another shape than the policy asks for.
+fn differs(adapter: &Lora, policy: &TrainPolicy) -> bool {
+    (adapter.rank, adapter.alpha) != (policy.rank, policy.alpha)
 }
 
 /// Provenance of the candidate.

@@ -162,10 +162,22 @@ impl Sampler<'_> {
         let names: Vec<(String, String)> = chosen.iter().map(|(i, _)| session(*i)).collect();
         let corrects: Vec<bool> = chosen.iter().map(|(_, sample)| sample.corrects()).collect();
         let share = self.round.holdout_share;
-        let held = split::hold_out(self.secret, &names, &corrects, &before, share);
+        let mut held = split::hold_out(self.secret, &names, &corrects, &before, share);
+        let tested = chosen.iter().map(|(i, _)| store.was_held_out(self.route, pool[*i].0.turn_id));
+        let tested = tested.collect::<Result<Vec<bool>, _>>()?;
+        split::keep_testing(&mut held, &tested, &corrects);
+        let key = |(i, sample): &(usize, Sample)| {
+            (pool[*i].0.tenant.clone(), sample.prompt.clone(), sample.response.clone())
+        };
+        let keys: Vec<_> = chosen.iter().map(key).collect();
+        let twins = split::twins(&held, &keys, &corrects);
         let mut batch = Batch::default();
-        for ((i, sample), held) in chosen.into_iter().zip(held) {
+        for (((i, sample), held), twin) in chosen.into_iter().zip(held).zip(twins) {
             let fate = &mut fates[i];
+            if twin {
+                fate.dropped = Some(Reason::Duplicate);
+                continue;
+            }
             (fate.reward, fate.hints) = (sample.reward, sample.teachers.len());
             fate.demonstration = sample.demonstration.is_some();
             fate.split = Some(if held { Split::Holdout } else { Split::Train });

@@ -25,9 +25,6 @@ pub struct Note {
     pub demonstration: Option<Value>,
     /// How the episode ended, −1 to 1.
     pub outcome: Option<f64>,
-    /// The verdicts of all steps of the episode, also of those that a round has used already; empty
-    /// for what is no step.
-    pub process: Vec<f64>,
     /// The task, as the client names it.
     pub task: Option<String>,
     /// Answers before this one.
@@ -37,56 +34,25 @@ pub struct Note {
 /// Tenant and session.
 type Session<'a> = (&'a str, &'a str);
 
-/// What is the same for all turns of a session, asked once.
-struct Episode {
-    outcome: Option<f64>,
-    /// `None`: not asked yet, for only steps need it.
-    process: Option<Vec<f64>>,
-}
-
 /// One note per turn of the pool.
 pub fn take(store: &Store, pool: &[(StoredTurn, VerdictRow)]) -> Result<Vec<Note>, StoreError> {
-    let mut episodes: BTreeMap<Session<'_>, Episode> = BTreeMap::new();
+    // The same for all turns of a session, asked once.
+    let mut outcomes: BTreeMap<Session<'_>, Option<f64>> = BTreeMap::new();
     let mut notes = Vec::with_capacity(pool.len());
     for (turn, _) in pool {
-        let session = session_of(turn);
-        let episode = match episodes.entry(session) {
-            Entry::Occupied(known) => known.into_mut(),
+        let session = (turn.tenant.as_str(), turn.session_id.as_str());
+        let outcome = match outcomes.entry(session) {
+            Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
                 let outcome = store.outcome_of_session(session.0, session.1)?;
-                let outcome = outcome.filter(|row| row.weight > 0.0).and_then(|row| row.value);
-                new.insert(Episode { outcome, process: None })
+                let counts = outcome.filter(|row| row.weight > 0.0);
+                *new.insert(counts.and_then(|row| row.value))
             }
         };
-        let (outcome, task) = (episode.outcome, task(&turn.params));
-        let process = match &episode.process {
-            _ if outcome.is_none() && task.is_none() => Vec::new(),
-            Some(known) => known.clone(),
-            None => episode.process.insert(process(store, pool, session)?).clone(),
-        };
-        let demonstration = demonstration(store, turn)?;
-        notes.push(Note { demonstration, outcome, process, task, step: step(&turn.messages) });
+        let (task, step) = (task(&turn.params), step(&turn.messages));
+        notes.push(Note { demonstration: demonstration(store, turn)?, outcome, task, step });
     }
     Ok(notes)
-}
-
-fn session_of(turn: &StoredTurn) -> Session<'_> {
-    (&turn.tenant, &turn.session_id)
-}
-
-/// The verdicts of a session as they are stored; where they were forgotten since the pool was read,
-/// what the pool knows.
-fn process(
-    store: &Store,
-    pool: &[(StoredTurn, VerdictRow)],
-    session: Session<'_>,
-) -> Result<Vec<f64>, StoreError> {
-    let mut found = store.verdicts_of_session(session.0, session.1)?;
-    if found.is_empty() {
-        let same = pool.iter().filter(|(turn, _)| session_of(turn) == session);
-        found.extend(same.map(|(_, verdict)| verdict.verdict));
-    }
-    Ok(found.into_iter().map(f64::from).collect())
 }
 
 /// The youngest that counts.

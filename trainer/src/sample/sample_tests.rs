@@ -216,11 +216,26 @@ fn praise_takes_no_room_from_corrections_and_is_not_counted_as_one() {
 #[test]
 fn the_batch_survives_the_disk_unchanged() {
     let desk = desk();
-    let turns = (0..6).map(|i| stored_turn(&format!("s{i}"), "q", "some words", "stop")).collect();
-    let batch = draw(&desk, &pool(turns));
+    let turn = |i: u32| stored_turn(&format!("s{i}"), &format!("q{i}"), "some words", "stop");
+    let batch = draw(&desk, &pool((0..6).map(turn).collect()));
     assert!(!batch.train.is_empty() && !batch.holdout.is_empty());
     let json = serde_json::to_vec(&batch).unwrap();
     assert_eq!(serde_json::from_slice::<Batch>(&json).unwrap(), batch);
+}
+
+#[test]
+fn issue_5_one_answer_to_one_question_does_not_teach_in_one_session_and_test_in_another() {
+    let desk = desk();
+    let turn = |i: u32| {
+        stored_turn(&format!("s{i}"), if i < 5 { "q" } else { "other" }, "some words", "stop")
+    };
+    let batch = draw(&desk, &pool((0..6).map(turn).collect()));
+    let of = |samples: &[Sample]| -> Vec<Vec<u32>> {
+        samples.iter().map(|sample| sample.prompt.clone()).collect()
+    };
+    let (teach, test) = (of(&batch.train), of(&batch.holdout));
+    assert!(!teach.is_empty() && !test.iter().any(|prompt| teach.contains(prompt)));
+    assert!(batch.dropped["duplicate"] > 0, "{:?}", batch.dropped);
 }
 
 #[test]
@@ -298,7 +313,7 @@ fn a_person_has_a_cap_over_all_sessions_and_nobody_in_particular_has_none() {
     desk.route.round.per_user_max = 2;
     let turn = |i: usize, person: &str| StoredTurn {
         person: person.into(),
-        ..stored_turn(&format!("s{i}{person}"), &format!("q{i}"), "some words", "stop")
+        ..stored_turn(&format!("s{i}{person}"), &format!("q{i}{person}"), "some words", "stop")
     };
     let mut turns: Vec<StoredTurn> = (0..4).map(|i| turn(i, "p")).collect();
     turns.extend((0..4).map(|i| turn(i, "")));

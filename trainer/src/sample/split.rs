@@ -94,6 +94,44 @@ pub fn hold_out(
     sessions.iter().map(|session| held.contains(&session)).collect()
 }
 
+/// Holds out again what an earlier round has tested on (of one long conversation only some turns are
+/// held out), as far as something is left to teach.
+pub fn keep_testing(held: &mut [bool], tested: &[bool], corrects: &[bool]) {
+    for i in (0..held.len()).filter(|i| tested.get(*i) == Some(&true)) {
+        held[i] |= may_go(held, corrects, i);
+    }
+}
+
+/// Which samples must go because an equal one, of whichever session, stands on the other side: to know
+/// an answer by heart is no proof. The one that teaches goes, unless it is the last correction to do
+/// so. `keys` are equal for equal samples.
+pub fn twins<K: Ord>(held: &[bool], keys: &[K], corrects: &[bool]) -> Vec<bool> {
+    let mut sides: BTreeMap<&K, [Vec<usize>; 2]> = BTreeMap::new();
+    for (i, key) in keys.iter().enumerate() {
+        sides.entry(key).or_default()[usize::from(held[i])].push(i);
+    }
+    let (mut left, mut goes) = (held.to_vec(), vec![false; held.len()]);
+    for [teach, test] in
+        sides.into_values().filter(|[teach, test]| !teach.is_empty() && !test.is_empty())
+    {
+        let mut stays = false;
+        for i in teach {
+            let may = may_go(&left, corrects, i);
+            (left[i], goes[i]) = (may, may);
+            stays |= !may;
+        }
+        test.iter().filter(|_| stays).for_each(|i| goes[*i] = true);
+    }
+    goes
+}
+
+/// Whether sample `i` may stop teaching: another one teaches, and another correction if it is one.
+fn may_go(held: &[bool], corrects: &[bool], i: usize) -> bool {
+    let asks = |j: usize| corrects.get(j) == Some(&true);
+    let mut others = (0..held.len()).filter(|j| *j != i && !held[*j]);
+    if asks(i) { others.any(asks) } else { others.next().is_some() }
+}
+
 /// Nothing else to test on: the newest turns, the newest correction first. The oldest correction
 /// teaches.
 fn newest(corrects: &[bool], total: usize, want: usize) -> Vec<bool> {
@@ -264,6 +302,31 @@ mod tests {
         let corrects = [false, true, true, true, false, false];
         let parts = hold_out(&SECRET, &sessions, &corrects, &before, 0.2);
         assert!(parts[0] && held(&parts[1..4]) == 1 && held(&parts) == 2, "{parts:?}");
+    }
+
+    #[test]
+    fn issue_5_what_was_tested_on_in_a_long_conversation_is_tested_on_again() {
+        let again = |held: [bool; 4], tested: [bool; 4], corrects: [bool; 4]| {
+            let mut held = held;
+            keep_testing(&mut held, &tested, &corrects);
+            held
+        };
+        let (newest, second) = ([false, false, false, true], [false, true, false, false]);
+        assert_eq!(again(newest, second, [true; 4]), [false, true, false, true]);
+        assert_eq!(again(newest, second, second), newest, "the only correction teaches");
+        assert_eq!(again(newest, [true; 4], [false; 4]), [true, true, false, true], "one is left");
+    }
+
+    #[test]
+    fn issue_5_equal_samples_never_stand_on_both_sides() {
+        let held = [false, false, true, false];
+        let keys = ["a", "b", "a", "c"];
+        let none = [false; 4];
+        assert_eq!(twins(&held, &keys, &[true; 4]), [true, false, false, false]);
+        assert_eq!(twins(&held, &["a", "b", "d", "c"], &[true; 4]), none);
+        let only = [true, false, true, false];
+        assert_eq!(twins(&held, &keys, &only), [false, false, true, false], "it must teach");
+        assert_eq!(twins(&held, &["a", "a", "b", "b"], &none), [false, false, false, true]);
     }
 
     #[test]

@@ -127,7 +127,10 @@ pub fn train(
     let (start, budget) = (Checkpoint::start(plan).adapter, &plan.policy.budget);
     let mut used = budget::Used::by(&work.metrics()?);
     let progress = Progress::begin(at.adam.step, updates);
-    let live = live::evidence(compute, plan)?;
+    let live = match live::evidence(compute, plan) {
+        Err(TrainError::Compute(ComputeError::NotFinite(what))) => return stopped("before", what),
+        found => found?,
+    };
     while at.adam.step < updates {
         if stop() {
             return Ok(TrainEnd::Interrupted);
@@ -136,11 +139,13 @@ pub fn train(
             return Ok(TrainEnd::Spent(at.adapter, why));
         }
         let (begun, cpu_before, index) = (Instant::now(), budget::cpu_seconds(), at.adam.step);
-        let Some((gradient, mut seen)) =
-            update::measure(compute, plan, &at.adapter, &live, index, stop)?
-        else {
-            return Ok(TrainEnd::Interrupted);
+        let found = match update::measure(compute, plan, &at.adapter, &live, index, stop) {
+            Err(TrainError::Compute(ComputeError::NotFinite(what))) => {
+                return stopped(&format!("update {index}"), what);
+            }
+            found => found?,
         };
+        let Some((gradient, mut seen)) = found else { return Ok(TrainEnd::Interrupted) };
         if let Some(reason) = stop::reason(&seen, &plan.policy.stop) {
             return Ok(TrainEnd::Stopped(format!("update {index}: {reason}")));
         }
@@ -160,6 +165,11 @@ pub fn train(
         progress.tell(&seen);
     }
     Ok(TrainEnd::Done(at.adapter))
+}
+
+/// The kernels refuse what is not finite: that is the update's fault, and no fault of theirs.
+fn stopped(when: &str, what: &str) -> Result<TrainEnd, TrainError> {
+    Ok(TrainEnd::Stopped(format!("{when}: {what} is not finite")))
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Rewards of the steps of an episode, and their advantages.
 //!
-//! `R = o + c · (1/m) Σ_i r_i`: the outcome `o` of the episode and the mean verdict of its steps,
-//! for every step. Standardised within a (task, step) group:
-//! `A = (R − μ) / (σ + 1e-6)`, population σ. A group of equal rewards teaches nothing and is
+//! `R_t = o + c · r_t`: the outcome `o` of the episode and the verdict `r_t` of the step, so that a
+//! wrong step of a good episode is worth less than its right ones. Standardised within a (task, step)
+//! group: `A = (R − μ) / (σ + 1e-6)`, population σ. A group of equal rewards teaches nothing and is
 //! dropped; a step without company keeps its raw reward.
-//! Source: OpenClaw-RL (arXiv 2603.10165) §step-wise reward; "keep at least one" is left out, for a
-//! constant group carries no preference.
+//! Source: OpenClaw-RL (arXiv 2603.10165) §step-wise reward, where `r_t` is the mean of the votes on
+//! the step. Here it is their majority, because asking ends once that stands; "keep at least one" is
+//! left out, for a constant group carries no preference.
 //!
 //! Invariant: the advantages of a group sum to zero, and none is larger than √(n − 1).
 
@@ -14,14 +15,12 @@ const EPSILON: f64 = 1e-6;
 /// Rewards that differ by less are equal.
 const EQUAL: f64 = 1e-9;
 
-/// The reward of every step of an episode. `process` holds the verdicts of its judged steps;
-/// without any, or without an outcome, the other part stands alone. `None`: neither is there.
-pub fn reward(outcome: Option<f64>, process: &[f64], coefficient: f64) -> Option<f64> {
-    let mean = || process.iter().sum::<f64>() / process.len() as f64;
-    match (outcome, process.is_empty()) {
+/// The reward of a step: the outcome of its episode, and its own verdict, of which 0 says nothing.
+/// Without one, the other stands alone. `None`: neither is there.
+pub fn reward(outcome: Option<f64>, verdict: f64, coefficient: f64) -> Option<f64> {
+    match (outcome, verdict == 0.0) {
         (None, true) => None,
-        (Some(outcome), true) => Some(outcome),
-        (outcome, false) => Some(outcome.unwrap_or(0.0) + coefficient * mean()),
+        (outcome, _) => Some(outcome.unwrap_or(0.0) + coefficient * verdict),
     }
 }
 
@@ -56,12 +55,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_steps_reward_is_the_outcome_and_the_mean_of_the_process() {
-        assert_eq!(reward(Some(1.0), &[1.0, -1.0, 1.0, 1.0], 1.0), Some(1.5));
-        assert_eq!(reward(Some(-1.0), &[1.0], 0.5), Some(-0.5));
-        assert_eq!(reward(None, &[1.0, 0.0], 1.0), Some(0.5));
-        assert_eq!(reward(Some(1.0), &[], 1.0), Some(1.0));
-        assert_eq!(reward(None, &[], 1.0), None);
+    fn a_steps_reward_is_the_outcome_and_its_own_verdict() {
+        assert_eq!(reward(Some(1.0), 1.0, 1.0), Some(2.0));
+        assert_eq!(reward(Some(1.0), -1.0, 1.0), Some(0.0), "a wrong step of a good episode");
+        assert_eq!(reward(Some(-1.0), 1.0, 0.5), Some(-0.5));
+        assert_eq!(reward(None, -1.0, 0.5), Some(-0.5));
+        assert_eq!(reward(Some(1.0), 0.0, 1.0), Some(1.0));
+        assert_eq!(reward(None, 0.0, 1.0), None);
     }
 
     #[test]

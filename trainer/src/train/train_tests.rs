@@ -87,6 +87,18 @@ fn distilled(edit: impl Fn(&mut TrainPolicy), hints: usize) -> (f64, f64, Vec<Me
 }
 
 #[test]
+fn issue_5_numbers_that_are_not_finite_stop_the_round_and_are_no_fault_of_the_machine() {
+    let mut bench = bench();
+    let mut plan = plan(&bench, |_| (), |_| ());
+    let mut start = Lora::init(&plan.model, plan.policy.rank, plan.policy.alpha, 1);
+    start.tensors_mut().for_each(|tensor| tensor.fill(1e30));
+    plan.start = Some(start);
+    let files = work(&bench, "r");
+    let end = train(&mut bench.compute, &plan, &files, &|| false).unwrap();
+    assert!(matches!(&end, TrainEnd::Stopped(why) if why.contains("not finite")), "{end:?}");
+}
+
+#[test]
 fn distillation_makes_the_hinted_teachers_replies_more_likely_without_the_hint() {
     let (before, after, lines) = distilled(|_| {}, 1);
     assert!(after > before, "ln p of the teacher's replies: {before} -> {after}");

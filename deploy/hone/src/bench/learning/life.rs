@@ -192,7 +192,9 @@ impl Nursery {
         if teachers.is_empty() && reward == 0.0 {
             return Ok(None);
         }
-        let turn_id = TurnId(uuid::Uuid::now_v7());
+        // Who is held out hangs on the names of sessions: a life shall be the same every time.
+        let number = state.life.sessions.len() as u64;
+        let turn_id = TurnId(uuid::Uuid::from_u64_pair(state.life.seed, number));
         Ok(Some(Sample {
             turn_id,
             session_id: turn_id.to_string(),
