@@ -4,8 +4,9 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use hone_model::config::{Family, ModelConfig};
+use hone_model::frozen::Frozen;
 use hone_model::lora::Lora;
 use hone_model::oracle::CandleLlama;
 use hone_model::testing::{random_lora, tiny_model_of};
@@ -411,5 +412,19 @@ fn a_call_that_is_interrupted_has_no_result() -> Outcome {
     let prompts = [asked[0].prompt.clone()];
     let drawn = compute.sample(None, &prompts, 1, &params(1.0, 1));
     assert!(matches!(drawn, Err(ComputeError::Interrupted)));
+    Ok(())
+}
+
+#[test]
+fn a_model_whose_own_output_head_is_missing_is_refused_as_on_other_devices() -> Outcome {
+    let fixture = fixture(Family::Qwen2, true)?;
+    let path = fixture.path.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    config["tie_word_embeddings"] = false.into();
+    std::fs::write(&path, config.to_string())?;
+    let here = CpuCompute::new(&fixture.path, 1).err().ok_or("computed with another head")?;
+    let there = Frozen::load(&fixture.path, Device::Cpu, DType::F32).err().ok_or("loaded")?;
+    assert_eq!(here.to_string(), there.to_string());
+    assert!(here.to_string().contains("lm_head.weight"), "{here}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The frozen base model, packed for the kernels.
 //!
-//! Invariant: every weight exists once. A tied head is also the embedding table.
+//! Invariant: every weight exists once. A tied head is also the embedding table; a model that says
+//! it has a head of its own and has none is refused.
 
 use std::path::Path;
 
@@ -62,10 +63,9 @@ impl Model {
         let norm = weights.take_shaped("model.norm.weight", &[config.hidden])?;
         let shape = [config.vocab, config.hidden];
         let embedding = weights.take_shaped("model.embed_tokens.weight", &shape)?;
-        let untied = !config.tied && weights.shape("lm_head.weight").is_some();
-        let head = match untied {
-            true => &weights.take_shaped("lm_head.weight", &shape)?,
-            false => &embedding,
+        let head = match config.tied {
+            true => &embedding,
+            false => &weights.take_shaped("lm_head.weight", &shape)?,
         };
         let head = head
             .chunks(VOCAB_CHUNK * config.hidden)
@@ -74,7 +74,7 @@ impl Model {
                 Linear::pack(part, outputs, config.hidden, 1.0, precision)
             })
             .collect();
-        let embedding = untied.then_some(embedding);
+        let embedding = (!config.tied).then_some(embedding);
         let eps = config.rms_eps as f32;
         Ok(Model { config, layers, norm, head, embedding, eps, precision })
     }
