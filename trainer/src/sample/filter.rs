@@ -19,6 +19,9 @@ pub enum Reason {
     MissingProvenance,
     /// The chat template cannot render it.
     Unrenderable,
+    /// The answer came with reasoning apart from its text, so that what the model gave, token for
+    /// token, is not known; or a demonstration did, of which only the text could be learned.
+    ReasoningApart,
     /// The prompt is over `prompt_tokens_max`, or does not fit the model with its reply.
     PromptTooLong,
     /// Fewer than three tokens.

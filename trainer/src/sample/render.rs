@@ -89,6 +89,9 @@ impl Renderer {
         finish_reason: Option<&str>,
         tokens_max: usize,
     ) -> Result<Reply, Reason> {
+        if has_reasoning(answer) {
+            return Err(Reason::ReasoningApart);
+        }
         let mut tokens = if !has_calls(answer) {
             let text = text_of(answer);
             self.tokenizer.encode(&text, false).map_err(|_| Reason::Unrenderable)?
@@ -149,6 +152,25 @@ impl Renderer {
 /// Legacy completions have no template.
 fn is_raw(path: &str) -> bool {
     path.ends_with("/completions") && !path.ends_with("/chat/completions")
+}
+
+/// Where engines that take reasoning out of a reply put it, and hone's own readers of other APIs.
+const REASONING: [&str; 5] =
+    ["reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks"];
+
+/// Whether the model also said something that is not in the text of its answer. The items of the
+/// Responses API count too: their reasoning may be encrypted.
+fn has_reasoning(answer: &Value) -> bool {
+    let said = |value: &Value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        _ => true,
+    };
+    let items = answer.get("items").and_then(Value::as_array);
+    REASONING.iter().filter_map(|key| answer.get(key)).any(said)
+        || items.is_some_and(|items| items.iter().any(|item| item["type"] == "reasoning"))
 }
 
 /// The end token that the template puts after an answer, or else the first that the model names.

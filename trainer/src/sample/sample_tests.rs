@@ -286,6 +286,30 @@ fn praise_for_half_an_answer_or_for_a_refusal_is_dropped_and_blame_is_not() {
 }
 
 #[test]
+fn a_reply_whose_reasoning_was_taken_out_of_it_is_dropped_and_not_learned_without() {
+    let desk = desk();
+    let apart = [
+        ("reasoning_content", json!("Let me see.")),
+        ("reasoning", json!("Let me see.")),
+        ("thinking_blocks", json!([{"type": "redacted_thinking", "data": "x"}])),
+        ("items", json!([{"type": "reasoning", "encrypted_content": "x", "summary": []}])),
+    ];
+    for (key, value) in apart {
+        let mut turn = stored_turn("s", "q", "some words", "stop");
+        turn.choices[0].message[key] = value;
+        for sign in [1, -1] {
+            let got = only(&desk, turn.clone(), verdict(&turn, sign, &[HINT]));
+            assert_eq!(got, Err("reasoning_apart".into()), "{key}");
+        }
+    }
+    let mut turn = stored_turn("s", "q", "some words", "stop");
+    turn.choices[0].message["reasoning_content"] = json!("");
+    turn.choices[0].message["reasoning"] = json!(null);
+    turn.choices[0].message["items"] = json!([{"type": "web_search_call"}]);
+    assert!(only(&desk, turn.clone(), verdict(&turn, 1, &[])).is_ok());
+}
+
+#[test]
 fn the_same_reply_to_the_same_prompt_counts_once_in_a_session() {
     let desk = desk();
     let turns = ["a", "a", "b"].map(|session| stored_turn(session, "q", "some words", "stop"));
