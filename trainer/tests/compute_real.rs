@@ -5,7 +5,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use candle_core::Device;
-use hone_model::chat::ChatTemplate;
+use hone_model::chat::{Asked, ChatTemplate};
 use hone_model::lora::Lora;
 use hone_model::oracle::CandleLlama;
 use hone_model::tokenizer::Tokenizer;
@@ -30,7 +30,7 @@ fn the_real_model_knows_the_capital_of_france_and_its_scores_are_the_oracles()
     let Some(dir) = model_dir() else { return Ok(()) };
     let tokenizer = Tokenizer::from_dir(&dir)?;
     let question = json!({"role": "user", "content": "What is the capital of France?"});
-    let text = ChatTemplate::from_dir(&dir)?.render(&[question], None, true)?;
+    let text = ChatTemplate::from_dir(&dir)?.render(&Asked::undated(&[question]), true)?;
     let prompt = tokenizer.encode(&text, false)?;
     let mut compute = CpuCompute::new(&dir, 2)?;
     let eos = compute.config().eos_ids.clone();

@@ -2,13 +2,18 @@
 //!
 //! The trainer must see, token for token, what the engine saw when it answered, so this renders as
 //! mistral.rs does: minijinja with Python's string methods, the same variables (`enable_thinking`
-//! true, `date_string` of today), the same choice among named templates. Where that differs from
-//! transformers (`tojson` escapes `<`, `>`, `&`, `'`), the engine wins.
+//! true), the same choice among named templates. Where that differs from transformers (`tojson`
+//! escapes `<`, `>`, `&`, `'`), the engine wins.
+//!
+//! Invariant: what is rendered depends on the request alone, never on when it is rendered: a
+//! template that prints a date prints that of the request.
 
+mod asked;
 mod clock;
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use asked::Asked;
 
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::{Map, Value};
@@ -89,9 +94,6 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_function("strftime_now", |format: String| -> String {
-            clock::format(&format, now_seconds())
-        });
         let mut source = String::new();
         for (name, text) in templates {
             let text = for_minijinja(text);
@@ -103,17 +105,16 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, source, has_default, has_tool_use, tokens })
     }
 
-    /// The prompt for these messages (OpenAI form). `tools` is the request's `tools` array.
+    /// The text of a request, with or without the beginning of an answer.
     ///
     /// # Errors
     /// The template refuses the messages, or cannot take tools.
     pub fn render(
         &self,
-        messages: &[Value],
-        tools: Option<&Value>,
+        asked: &Asked<'_>,
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
-        let tools = tools.filter(|t| t.as_array().is_some_and(|list| !list.is_empty()));
+        let tools = asked.tools.filter(|t| t.as_array().is_some_and(|list| !list.is_empty()));
         let name = match (tools.is_some(), self.has_default, self.has_tool_use) {
             (true, _, true) | (false, false, true) => "tool_use",
             (false, true, _) => "default",
@@ -124,11 +125,15 @@ impl ChatTemplate {
         };
         let template = self.environment.get_template(name).map_err(template_error)?;
         let tells_calls = self.source.contains("tool_calls");
-        let messages: Vec<Value> = messages.iter().map(|m| normalise(m, tells_calls)).collect();
+        let messages: Vec<Value> =
+            asked.messages.iter().map(|m| normalise(m, tells_calls)).collect();
+        let seconds = asked.seconds();
+        let strftime = move |format: String| clock::format(&format, seconds);
         let base = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
-            date_string => clock::format("%d, %B, %Y", now_seconds()),
+            date_string => clock::format("%d, %B, %Y", seconds),
+            strftime_now => minijinja::Value::from_function(strftime),
             enable_thinking => true,
             reasoning_effort => "medium",
             ..minijinja::Value::from_serialize(&self.tokens)
@@ -223,10 +228,6 @@ fn for_minijinja(template: &str) -> String {
         .replace("{% endgeneration %}", "")
         .replace("{%- generation %}", "")
         .replace("{%- endgeneration %}", "")
-}
-
-fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
 /// The message with the innermost cause, which is where `raise_exception` speaks.

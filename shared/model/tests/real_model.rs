@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use candle_core::Device;
-use hone_model::chat::ChatTemplate;
+use hone_model::chat::{Asked, ChatTemplate};
 use hone_model::config::{Family, ModelConfig};
 use hone_model::fetch;
 use hone_model::oracle::CandleLlama;
@@ -45,7 +45,7 @@ fn its_template_and_tokenizer_give_the_known_prompt() {
     let Some(dir) = model() else { return };
     let template = ChatTemplate::from_dir(&dir).unwrap();
     let messages = [json!({"role": "user", "content": "What is the capital of France?"})];
-    assert_eq!(template.render(&messages, None, true).unwrap(), PROMPT);
+    assert_eq!(template.render(&Asked::undated(&messages), true).unwrap(), PROMPT);
     let tokenizer = Tokenizer::from_dir(&dir).unwrap();
     assert_eq!(tokenizer.eos_ids(), [2]);
     let ids = tokenizer.encode(PROMPT, true).unwrap();

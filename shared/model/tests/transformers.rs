@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use candle_core::Device;
-use hone_model::chat::ChatTemplate;
+use hone_model::chat::{Asked, ChatTemplate};
 use hone_model::config::Family;
 use hone_model::lora::Lora;
 use hone_model::oracle::{CandleLlama, LoraVars};
@@ -76,8 +76,8 @@ fn check(python: &Path, family: Family, tied: bool, edit: impl FnOnce(&mut Value
 
     let tokens = std::fs::read(dir.path().join("tokens.json")).unwrap();
     let tokens: Value = serde_json::from_slice(&tokens).unwrap();
-    let rendered = ChatTemplate::from_dir(&model_dir).unwrap().render(&messages, None, true);
-    assert_eq!(tokens["rendered"], rendered.unwrap());
+    let template = ChatTemplate::from_dir(&model_dir).unwrap();
+    assert_eq!(tokens["rendered"], template.render(&Asked::undated(&messages), true).unwrap());
     let ids = Tokenizer::from_dir(&model_dir).unwrap().encode(TEXT, true).unwrap();
     assert_eq!(tokens["ids"], json!(ids));
 }

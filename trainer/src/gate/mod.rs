@@ -17,6 +17,7 @@ use crate::compute::{Compute, ComputeError, SampleParams};
 use crate::sample::Sample;
 use crate::sample::render::Renderer;
 use crate::train::update::seed;
+use hone_model::chat::Asked;
 use hone_model::lora::Lora;
 use hone_shared::policy::{GatePolicy, TrainPolicy};
 use serde::Serialize;
@@ -210,7 +211,7 @@ fn over(what: &str, got: f64, limit: f64) -> Option<String> {
 fn neutral_prompts(renderer: &Renderer, policy: &GatePolicy) -> Vec<Vec<u32>> {
     let render = |text: &String| {
         let messages = [json!({"role": "user", "content": text})];
-        renderer.prompt("/v1/chat/completions", &messages, None).ok()
+        renderer.prompt("/v1/chat/completions", &Asked::undated(&messages)).ok()
     };
     policy.neutral_prompts.iter().filter_map(render).collect()
 }

@@ -55,7 +55,7 @@ impl Garden {
         let finish = if ends { "stop" } else { "length" };
         let message = json!({"role": "assistant", "content": text});
         let cap = self.gate.reply_tokens_max;
-        self.renderer.reply(&[], None, &message, Some(finish), cap).unwrap().tokens
+        self.renderer.reply(&Asked::undated(&[]), &message, Some(finish), cap).unwrap().tokens
     }
 
     /// An adapter that was made to answer prompt `i` with `reply(i, question)`.

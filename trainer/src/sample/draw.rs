@@ -6,10 +6,11 @@
 use super::caps::{Caps, balance};
 use super::filter::{Reason, garbage, is_refusal};
 use super::notes::{self, Note};
-use super::render::Renderer;
+use super::render::{self, Renderer};
 use super::reward::{self, Worth};
 use super::{Batch, Sample, hint, split};
 use crate::judge::exchange::text_of;
+use hone_model::chat::Asked;
 use hone_shared::policy::{RoundPolicy, RoutePolicy, TrainPolicy};
 use hone_shared::store::{Split, Store, StoreError, StoredTurn, VerdictRow};
 use hone_shared::turn::{Generation, Outcome, TurnId};
@@ -226,18 +227,19 @@ impl Sampler<'_> {
             let constant = worth == Worth::Constant;
             return Err(if constant { Reason::ConstantGroup } else { Reason::NoSignal });
         }
-        let tools = turn.params.get("tools");
-        let prompt = self.renderer.prompt(&turn.path, &turn.messages, tools)?;
+        let asked = render::asked(turn);
+        let prompt = self.renderer.prompt(&turn.path, &asked)?;
         let mut teachers = Vec::new();
         for hint in hints {
             let hinted = hint::enhance(&turn.messages, self.hint_label, hint);
-            teachers.push(self.renderer.prompt(&turn.path, &hinted, tools)?);
+            let hinted = Asked { messages: &hinted, ..asked };
+            teachers.push(self.renderer.prompt(&turn.path, &hinted)?);
         }
         self.check_length(&prompt, &teachers)?;
         let (message, finish) = (&answer.message, answer.finish_reason.as_deref());
         let limit = self.train.reply_tokens_max;
         let ending = finish.filter(|_| !has_stop_strings(&turn.params));
-        let reply = self.renderer.reply(&turn.messages, tools, message, ending, limit)?;
+        let reply = self.renderer.reply(&asked, message, ending, limit)?;
         let said = reply.tokens.len() - usize::from(reply.ended);
         if let Some(reason) = garbage(&reply.tokens[..said]) {
             return Err(reason);
@@ -268,8 +270,8 @@ impl Sampler<'_> {
 
     /// What a person would have answered, as tokens.
     fn demonstration(&self, turn: &StoredTurn, message: &Value) -> Result<Vec<u32>, Reason> {
-        let (tools, limit) = (turn.params.get("tools"), self.train.reply_tokens_max);
-        let reply = self.renderer.reply(&turn.messages, tools, message, Some("stop"), limit)?;
+        let (asked, limit) = (render::asked(turn), self.train.reply_tokens_max);
+        let reply = self.renderer.reply(&asked, message, Some("stop"), limit)?;
         let said = reply.tokens.len() - usize::from(reply.ended);
         match garbage(&reply.tokens[..said]) {
             // A person may well mean a word or two.

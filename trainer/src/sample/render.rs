@@ -8,9 +8,10 @@
 
 use super::filter::Reason;
 use crate::judge::exchange::{has_calls, text_of};
-use hone_model::chat::{ChatError, ChatTemplate};
+use hone_model::chat::{Asked, ChatError, ChatTemplate};
 use hone_model::config::{ConfigError, ModelConfig};
 use hone_model::tokenizer::{Tokenizer, TokenizerError};
+use hone_shared::store::StoredTurn;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -65,26 +66,20 @@ impl Renderer {
     }
 
     /// Token ids of the prompt; `path` tells chat from legacy completions.
-    pub fn prompt(
-        &self,
-        path: &str,
-        messages: &[Value],
-        tools: Option<&Value>,
-    ) -> Result<Vec<u32>, Reason> {
+    pub fn prompt(&self, path: &str, asked: &Asked<'_>) -> Result<Vec<u32>, Reason> {
         let text = if is_raw(path) {
-            messages.iter().map(text_of).collect()
+            asked.messages.iter().map(text_of).collect()
         } else {
-            self.chat(messages, tools, true)?
+            self.chat(asked, true)?
         };
         let ids = self.tokenizer.encode(&text, true).map_err(|_| Reason::Unrenderable)?;
         if ids.is_empty() { Err(Reason::Unrenderable) } else { Ok(ids) }
     }
 
-    /// Token ids of an answer to `messages`, at most `tokens_max` of them.
+    /// Token ids of an answer, at most `tokens_max` of them.
     pub fn reply(
         &self,
-        messages: &[Value],
-        tools: Option<&Value>,
+        asked: &Asked<'_>,
         answer: &Value,
         finish_reason: Option<&str>,
         tokens_max: usize,
@@ -96,7 +91,7 @@ impl Renderer {
             let text = text_of(answer);
             self.tokenizer.encode(&text, false).map_err(|_| Reason::Unrenderable)?
         } else {
-            self.rendered_answer(messages, tools, answer)?
+            self.rendered_answer(asked, answer)?
         };
         let mut ended = matches!(finish_reason, Some("stop" | "tool_calls" | "function_call"));
         if ended {
@@ -120,16 +115,11 @@ impl Renderer {
     }
 
     /// What the template renders for the answer, without the end token and what follows it.
-    fn rendered_answer(
-        &self,
-        messages: &[Value],
-        tools: Option<&Value>,
-        answer: &Value,
-    ) -> Result<Vec<u32>, Reason> {
-        let before = self.chat(messages, tools, true)?;
-        let mut all = messages.to_vec();
+    fn rendered_answer(&self, asked: &Asked<'_>, answer: &Value) -> Result<Vec<u32>, Reason> {
+        let before = self.chat(asked, true)?;
+        let mut all = asked.messages.to_vec();
         all.push(answer.clone());
-        let after = self.chat(&all, tools, false)?;
+        let after = self.chat(&Asked { messages: &all, ..*asked }, false)?;
         let said = after.strip_prefix(before.as_str()).ok_or(Reason::Unrenderable)?;
         let mut ids = self.tokenizer.encode(said, false).map_err(|_| Reason::Unrenderable)?;
         if let Some(at) = ids.iter().rposition(|id| *id == self.end) {
@@ -138,15 +128,16 @@ impl Renderer {
         Ok(ids)
     }
 
-    fn chat(
-        &self,
-        messages: &[Value],
-        tools: Option<&Value>,
-        generation_prompt: bool,
-    ) -> Result<String, Reason> {
-        let rendered = self.template.render(messages, tools, generation_prompt);
-        rendered.map_err(|_| Reason::Unrenderable)
+    fn chat(&self, asked: &Asked<'_>, generation_prompt: bool) -> Result<String, Reason> {
+        self.template.render(asked, generation_prompt).map_err(|_| Reason::Unrenderable)
     }
+}
+
+/// What a turn's client asked, and when: the prompt that is trained is the one that was served,
+/// on whatever day it is trained.
+pub fn asked(turn: &StoredTurn) -> Asked<'_> {
+    let tools = turn.params.get("tools");
+    Asked { messages: &turn.messages, tools, at_ms: turn.started_ms }
 }
 
 /// Legacy completions have no template.
@@ -177,9 +168,13 @@ fn has_reasoning(answer: &Value) -> bool {
 fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Option<u32> {
     let user = json!({"role": "user", "content": "a"});
     let pair = [user, json!({"role": "assistant", "content": "b"})];
-    let rendered = template.render(&pair, None, false).unwrap_or_default();
+    let rendered = template.render(&Asked::undated(&pair), false).unwrap_or_default();
     let ids = tokenizer.encode(&rendered, false).unwrap_or_default();
     let ends = tokenizer.eos_ids();
     let last = ids.iter().rev().find(|id| ends.contains(id)).copied();
     last.or_else(|| ends.first().copied())
 }
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+mod tests;

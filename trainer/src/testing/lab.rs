@@ -8,6 +8,7 @@ use crate::sample::Sample;
 use crate::sample::hint;
 use crate::sample::render::Renderer;
 use crate::workshop::{Workshop, cpu_kernels};
+use hone_model::chat::Asked;
 use hone_model::testing::tiny_model_dir;
 use hone_shared::clock::Clock;
 use hone_shared::data_dir::DataDir;
@@ -170,14 +171,14 @@ pub fn sample(renderer: &Renderer, question: &str, answer: &str) -> Sample {
     let messages = [message("user", question)];
     let hinted = hint::enhance(&messages, "[hint]", "Answer in one short sentence.");
     let reply = message("assistant", answer);
-    let reply = renderer.reply(&messages, None, &reply, Some("stop"), 12).unwrap();
+    let reply = renderer.reply(&Asked::undated(&messages), &reply, Some("stop"), 12).unwrap();
     let path = "/v1/chat/completions";
     Sample {
         turn_id: TurnId::now(),
         session_id: question.into(),
         generation: Generation::base(),
-        prompt: renderer.prompt(path, &messages, None).unwrap(),
-        teachers: vec![renderer.prompt(path, &hinted, None).unwrap()],
+        prompt: renderer.prompt(path, &Asked::undated(&messages)).unwrap(),
+        teachers: vec![renderer.prompt(path, &Asked::undated(&hinted)).unwrap()],
         response: reply.tokens,
         ended: reply.ended,
         reward: -1.0,

@@ -8,6 +8,7 @@ use crate::compute::{CpuCompute, Rollout, SampleParams};
 use crate::sample::hint;
 use crate::sample::render::Renderer;
 use crate::testing::train_policy;
+use hone_model::chat::Asked;
 use hone_shared::turn::TurnId;
 use serde_json::json;
 use std::path::Path;
@@ -35,7 +36,7 @@ fn env(name: &str, default: f64) -> f64 {
 fn prompts(renderer: &Renderer, questions: &[&str]) -> Vec<Vec<u32>> {
     let one = |q: &&str| {
         let messages = [json!({"role": "user", "content": q})];
-        renderer.prompt("/v1/chat/completions", &messages, None).unwrap()
+        renderer.prompt("/v1/chat/completions", &Asked::undated(&messages)).unwrap()
     };
     questions.iter().map(one).collect()
 }
@@ -72,8 +73,8 @@ fn recipe_on_a_real_model() {
             turn_id: TurnId::now(),
             session_id: (*question).into(),
             generation: Generation::base(),
-            prompt: renderer.prompt(path, &messages, None).unwrap(),
-            teachers: vec![renderer.prompt(path, &hinted, None).unwrap()],
+            prompt: renderer.prompt(path, &Asked::undated(&messages)).unwrap(),
+            teachers: vec![renderer.prompt(path, &Asked::undated(&hinted)).unwrap()],
             response: replies[0].tokens.clone(),
             ended: replies[0].ended,
             reward: -1.0,

@@ -5,6 +5,7 @@ use crate::compute::{CpuCompute, Sequence};
 use crate::sample::render::Renderer;
 use crate::testing::lab::{Lab, message, sample};
 use crate::testing::route_policy;
+use hone_model::chat::Asked;
 use hone_shared::policy::{Loss, Support};
 use std::cell::Cell;
 use update::Measured;
@@ -134,8 +135,8 @@ fn every_loss_draws_the_student_to_the_hinted_teacher() {
 fn a_demonstration_becomes_more_likely_and_needs_no_generation() {
     let mut bench = bench();
     let gone = Generation::parse(&"a".repeat(64)).unwrap();
-    let answer = bench.renderer.prompt("/v1/completions", &[message("user", "a hill")], None);
-    let answer = answer.unwrap();
+    let answer = [message("user", "a hill")];
+    let answer = bench.renderer.prompt("/v1/completions", &Asked::undated(&answer)).unwrap();
     let plan = plan(
         &bench,
         |_| {},

@@ -39,6 +39,10 @@ fn template(text: &str) -> ChatTemplate {
         .unwrap()
 }
 
+fn asked<'a>(messages: &'a [Value], tools: Option<&'a Value>) -> Asked<'a> {
+    Asked { tools, ..Asked::undated(messages) }
+}
+
 fn user(text: &str) -> Value {
     json!({"role": "user", "content": text})
 }
@@ -47,15 +51,18 @@ fn user(text: &str) -> Value {
 fn blocks_are_trimmed_as_transformers_trims_them() {
     let text = "{% for m in messages %}\n    {% if true %}\n{{ m['content'] }}\n    {% endif %}\n\
                 {% endfor %}\nend\n";
-    assert_eq!(template(text).render(&[user("a"), user("b")], None, false).unwrap(), "a\nb\nend");
+    assert_eq!(
+        template(text).render(&asked(&[user("a"), user("b")], None), false).unwrap(),
+        "a\nb\nend"
+    );
 }
 
 #[test]
 fn special_tokens_and_the_generation_prompt_are_there() {
     let text = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}\
                 {% if add_generation_prompt %}>{% endif %}";
-    assert_eq!(template(text).render(&[user("x")], None, true).unwrap(), "<s>x</s>>");
-    assert_eq!(template(text).render(&[user("x")], None, false).unwrap(), "<s>x</s>");
+    assert_eq!(template(text).render(&asked(&[user("x")], None), true).unwrap(), "<s>x</s>>");
+    assert_eq!(template(text).render(&asked(&[user("x")], None), false).unwrap(), "<s>x</s>");
     assert_eq!(template(text).eos_token(), Some("</s>"));
 }
 
@@ -64,22 +71,29 @@ fn python_methods_and_reversed_lists_work() {
     let text = "{% for m in messages[::-1] %}{{ m.content.upper().split('-')[0].strip() }},\
                 {% endfor %}{{ messages[0].get('name', 'none') }}";
     let messages = [user("a -1"), user("b -2")];
-    assert_eq!(template(text).render(&messages, None, false).unwrap(), "B,A,none");
+    assert_eq!(template(text).render(&asked(&messages, None), false).unwrap(), "B,A,none");
 }
 
 #[test]
 fn a_template_can_refuse_messages_and_its_words_are_passed_on() {
     let text = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}\
                 {% endif %}ok";
-    let error = template(text).render(&[user("x")], None, false).unwrap_err().to_string();
+    let error = template(text).render(&asked(&[user("x")], None), false).unwrap_err().to_string();
     assert!(error.contains("system first"), "{error}");
 }
 
 #[test]
-fn thinking_is_on_and_today_is_known_as_in_the_engine() {
-    let text = "{{ enable_thinking }} {{ strftime_now('%Y') | length }} {{ date_string | length }}";
-    let rendered = template(text).render(&[], None, false).unwrap();
-    assert!(rendered.starts_with("True 4 "), "{rendered}");
+fn thinking_is_on_as_in_the_engine_and_dates_are_those_of_the_request() {
+    let text = "{% macro day(form) %}{{ strftime_now(form) }}{% endmacro %}{{ enable_thinking }} \
+                {{ strftime_now is defined }} {{ day('%d %b %Y') }} {{ date_string }}";
+    let at = |at_ms| {
+        let asked = Asked { at_ms, ..Asked::undated(&[]) };
+        template(text).render(&asked, false).unwrap()
+    };
+    assert_eq!(at(951_782_399_999), "True True 28 Feb 2000 28, February, 2000");
+    assert_eq!(at(951_782_400_000), "True True 29 Feb 2000 29, February, 2000");
+    let undated = template(text).render(&Asked::undated(&[]), false).unwrap();
+    assert_eq!(undated, "True True 01 Jan 2026 01, January, 2026");
 }
 
 #[test]
@@ -92,14 +106,15 @@ fn tools_and_tool_calls_are_rendered() {
         json!({"role": "assistant", "content": null, "tool_calls": [call]}),
         json!({"role": "tool", "tool_call_id": "1", "content": "12:00"}),
     ];
-    let rendered = template(WITH_TOOLS).render(&messages, Some(&tools), true).unwrap();
+    let rendered = template(WITH_TOOLS).render(&asked(&messages, Some(&tools)), true).unwrap();
     assert!(rendered.starts_with("<|im_start|>system\n# Tools\n{"), "{rendered}");
     assert!(rendered.contains("\"name\":\"now\""), "{rendered}");
     assert!(rendered.ends_with(
         "<|im_start|>user\ntime?<|im_end|>\n<|im_start|>assistant\n<tool_call>now \
          {\"zone\":\"UTC\"}<|im_end|>\n<|im_start|>tool\n12:00<|im_end|>\n<|im_start|>assistant\n"
     ));
-    let without = template(WITH_TOOLS).render(&messages[..1], Some(&json!([])), false).unwrap();
+    let without =
+        template(WITH_TOOLS).render(&asked(&messages[..1], Some(&json!([]))), false).unwrap();
     assert_eq!(without, "<|im_start|>user\ntime?<|im_end|>\n");
 }
 
@@ -126,13 +141,13 @@ fn named_templates_are_chosen_by_the_presence_of_tools() {
         {"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"},
     ]}))
     .unwrap();
-    assert_eq!(both.render(&[], None, false).unwrap(), "plain");
-    assert_eq!(both.render(&[], Some(&tools), false).unwrap(), "tools");
+    assert_eq!(both.render(&asked(&[], None), false).unwrap(), "plain");
+    assert_eq!(both.render(&asked(&[], Some(&tools)), false).unwrap(), "tools");
     let rag = load(json!({"chat_template": [
         {"name": "default", "template": "plain"}, {"name": "rag", "template": "rag"},
     ]}))
     .unwrap();
-    assert!(matches!(rag.render(&[], Some(&tools), false), Err(ChatError::NoTools)));
+    assert!(matches!(rag.render(&asked(&[], Some(&tools)), false), Err(ChatError::NoTools)));
 }
 
 #[test]
@@ -142,7 +157,7 @@ fn a_separate_template_file_wins() {
     std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
     std::fs::write(dir.path().join("chat_template.jinja"), "new").unwrap();
     let template = ChatTemplate::from_dir(dir.path()).unwrap();
-    assert_eq!(template.render(&[], None, false).unwrap(), "new");
+    assert_eq!(template.render(&asked(&[], None), false).unwrap(), "new");
     assert!(template.mentions("new") && !template.mentions("old"));
 }
 

@@ -4,7 +4,7 @@ use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
 
 use super::*;
-use crate::chat::ChatTemplate;
+use crate::chat::{Asked, ChatTemplate};
 use crate::config::{Family, ModelConfig};
 use crate::progress::Silent;
 use crate::testing::tiny_model_of;
@@ -186,7 +186,8 @@ fn the_tokenizer_and_the_template_come_back() {
     }
     assert_eq!(after.eos_ids(), [2]);
     let template = ChatTemplate::from_dir(&out).unwrap();
-    let rendered = template.render(&[json!({"role": "user", "content": "x"})], None, false);
+    let messages = [json!({"role": "user", "content": "x"})];
+    let rendered = template.render(&Asked::undated(&messages), false);
     assert_eq!(rendered.unwrap(), "x<|im_end|>");
 }
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
+use hone_model::chat::Asked;
 use hone_model::lora::Lora;
 use hone_shared::policy::{GatePolicy, PolicySet, RoundPolicy, RoutePolicy, Teacher};
 use hone_shared::turn::{Generation, TurnId};
@@ -367,7 +368,8 @@ impl Nursery {
     }
 
     fn render(&self, messages: &[Value]) -> anyhow::Result<Vec<u32>> {
-        self.renderer.prompt(PATH, messages, None).map_err(|reason| anyhow!("a prompt: {reason}"))
+        let prompt = self.renderer.prompt(PATH, &Asked::undated(messages));
+        prompt.map_err(|reason| anyhow!("a prompt: {reason}"))
     }
 
     fn reply(&self, said: &Rollout) -> Reply {
