@@ -138,20 +138,9 @@ fn check_content(value: Option<&Value>, place: &str) -> Result<(), ApiError> {
 fn tool_calls(value: &Value, place: &str) -> Result<Vec<IndexMap<String, Value>>, ApiError> {
     let list = value.as_array().ok_or_else(|| wrong(place, "an array", value))?;
     list.iter()
-        .map(|call| {
-            let mut call: IndexMap<String, Value> = call
-                .as_object()
-                .ok_or_else(|| wrong(place, "an array of objects", call))?
-                .iter()
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect();
-            if let Some(function) = call.get_mut("function").and_then(Value::as_object_mut)
-                && let Some(Value::String(text)) = function.get("arguments")
-                && let Ok(object @ Value::Object(_)) = serde_json::from_str(text)
-            {
-                function.insert("arguments".to_owned(), object);
-            }
-            Ok(call)
+        .map(|call| match hone_model::chat::call(call) {
+            Value::Object(fields) => Ok(fields.into_iter().collect()),
+            other => Err(wrong(place, "an array of objects", &other)),
         })
         .collect()
 }

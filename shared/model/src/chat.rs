@@ -10,10 +10,12 @@
 
 mod asked;
 mod clock;
+mod shown;
 
 use std::path::{Path, PathBuf};
 
 pub use asked::Asked;
+pub use shown::{call, normalise};
 
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::{Map, Value};
@@ -114,7 +116,7 @@ impl ChatTemplate {
         asked: &Asked<'_>,
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
-        let tools = asked.tools.filter(|t| t.as_array().is_some_and(|list| !list.is_empty()));
+        let tools = asked.tools.map(shown::tools).transpose()?.filter(|list| !list.is_empty());
         let name = match (tools.is_some(), self.has_default, self.has_tool_use) {
             (true, _, true) | (false, false, true) => "tool_use",
             (false, true, _) => "default",
@@ -140,7 +142,12 @@ impl ChatTemplate {
         };
         let rendered = match tools {
             None => template.render(base),
-            Some(tools) => template.render(context! { tools => tools, xml_tools => tools, ..base }),
+            Some(tools) => template.render(context! {
+                tools => tools,
+                xml_tools => tools,
+                builtin_tools => shown::builtin(&tools),
+                ..base
+            }),
         };
         rendered.map_err(template_error)
     }
@@ -156,39 +163,6 @@ impl ChatTemplate {
     pub fn mentions(&self, text: &str) -> bool {
         self.source.contains(text)
     }
-}
-
-/// A message as templates expect it, in the engine and in the trainer alike. Content is a string.
-/// `developer`, OpenAI's newer word, becomes `system`. Text parts are joined by line breaks. A
-/// message that only calls tools gets an empty content where the template renders `tool_calls`
-/// (`tells_calls`), else the calls as JSON, which is all that such a template could show.
-#[must_use]
-pub fn normalise(message: &Value, tells_calls: bool) -> Value {
-    let mut message = message.clone();
-    if message.get("role").and_then(Value::as_str) == Some("developer") {
-        message["role"] = "system".into();
-    }
-    let content = match message.get("content") {
-        Some(Value::String(_)) => return message,
-        Some(Value::Array(parts)) => {
-            let text = |part: &Value| {
-                let text = part.get("text").or_else(|| part.get("refusal"));
-                text.and_then(Value::as_str).map(str::to_owned)
-            };
-            parts.iter().filter_map(text).collect::<Vec<_>>().join("\n")
-        }
-        _ => match message.get("tool_calls").and_then(Value::as_array) {
-            Some(calls) if !tells_calls => {
-                let functions: Vec<_> = calls.iter().filter_map(|c| c.get("function")).collect();
-                serde_json::to_string(&functions).unwrap_or_default()
-            }
-            _ => String::new(),
-        },
-    };
-    if let Value::Object(fields) = &mut message {
-        fields.insert("content".to_owned(), content.into());
-    }
-    message
 }
 
 /// `chat_template` is a string, or a list of `{name, template}`.

@@ -136,7 +136,9 @@ impl Renderer {
 /// What a turn's client asked, and when: the prompt that is trained is the one that was served,
 /// on whatever day it is trained.
 pub fn asked(turn: &StoredTurn) -> Asked<'_> {
-    let tools = turn.params.get("tools");
+    // Those that may not be called are not shown either.
+    let shown = turn.params.get("tool_choice").and_then(Value::as_str) != Some("none");
+    let tools = turn.params.get("tools").filter(|_| shown);
     Asked { messages: &turn.messages, tools, at_ms: turn.started_ms }
 }
 

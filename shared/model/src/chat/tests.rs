@@ -18,7 +18,7 @@ const WITH_TOOLS: &str = r#"
         {{- '<|im_start|>assistant' }}
         {%- if message.content %}{{- '\n' + message.content }}{%- endif %}
         {%- for call in message.tool_calls %}
-            {{- '\n<tool_call>' + call.function.name + ' ' + call.function.arguments }}
+            {{- '\n<tool_call>' + call.function.name + ' ' }}{{ call.function.arguments | tojson }}
         {%- endfor %}
         {{- '<|im_end|>\n' }}
     {%- else %}
@@ -116,6 +116,26 @@ fn tools_and_tool_calls_are_rendered() {
     let without =
         template(WITH_TOOLS).render(&asked(&messages[..1], Some(&json!([]))), false).unwrap();
     assert_eq!(without, "<|im_start|>user\ntime?<|im_end|>\n");
+}
+
+#[test]
+fn issue_5_tools_and_messages_are_shown_as_the_engine_shows_them_and_nothing_else() {
+    let text = "{{ tools | tojson }}{{ builtin_tools }}{% for m in messages %}{{ m | tojson }}{% endfor %}";
+    let bare = json!([
+        {"type": "function", "function": {"name": "python", "parameters": {"b": 1, "a": 2}}},
+    ]);
+    let dressed = json!([{"function": {
+        "strict": true, "parameters": {"a": 2, "b": 1}, "name": "python", "description": null,
+    }, "cache_control": {}, "type": "function"}]);
+    let messages = [json!({"role": "assistant", "content": "x", "refusal": null, "name": "n",
+        "audio": {}, "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]})];
+    let rendered = template(text).render(&asked(&messages, Some(&bare)), false).unwrap();
+    assert_eq!(rendered, template(text).render(&asked(&messages, Some(&dressed)), false).unwrap());
+    assert!(rendered.contains("\"description\":null") && rendered.contains("[\"python\"]"));
+    assert!(rendered.contains("\"arguments\":{}") && !rendered.contains("audio"), "{rendered}");
+    let odd = json!([{"type": "web_search"}]);
+    let refused = template(text).render(&asked(&[], Some(&odd)), false);
+    assert!(matches!(refused, Err(ChatError::Template(_))), "no engine of ours answered that");
 }
 
 #[test]
