@@ -231,10 +231,11 @@ impl Source {
         }
     }
 
-    /// The oldest open turn, if it is too old or one too many.
+    /// The oldest open turn, if it is one too many, or too old: not while the process that writes
+    /// lives, for it will say how the turn ended, whatever its clock says by then.
     fn overdue(&self, cfg: &IngestConfig, now_ms: i64) -> Option<TurnId> {
         let (id, turn) = self.open.first_key_value()?;
-        let old = now_ms - turn.started_ms > cfg.open_age_ms_max;
+        let old = self.follower.is_none() && now_ms - turn.started_ms > cfg.open_age_ms_max;
         (old || self.open.len() > cfg.open_turns_max).then_some(*id)
     }
 

@@ -216,6 +216,24 @@ fn two_dead_processes_and_a_live_one_are_read_side_by_side() {
 }
 
 #[test]
+fn issue_3_a_clock_that_jumps_ends_no_turn_of_a_process_that_lives() {
+    let (_dir, data) = place();
+    let spool = Spool::start(SpoolConfig::new(data.spool_dir())).unwrap();
+    let ingest = Ingest::start(config(&data)).unwrap();
+    let ((mut begin, done), (other, other_done)) = (simple(1), simple(2));
+    begin.started_ms = hone_shared::clock::now_ms() - 2 * 86_400_000;
+    let id = begin.turn_id;
+    spool.try_send(Record::Begin(begin)).unwrap();
+    spool.try_send(Record::Begin(other)).unwrap();
+    spool.try_send(Record::Done(other_done)).unwrap();
+    wait_until("the turn behind it", || ingest.stats().stored == 1);
+    spool.try_send(Record::Done(done)).unwrap();
+    wait_until("its end", || ingest.stats().stored == 2);
+    let store = Store::open_read_only(&data.store_path()).unwrap();
+    assert_eq!(store.turn(id).unwrap().unwrap().outcome, Outcome::Complete);
+}
+
+#[test]
 fn the_same_spool_read_twice_is_stored_once_and_its_gaps_too() {
     let (_dir, data) = place();
     let turns: Vec<_> = (0..30).map(simple).collect();

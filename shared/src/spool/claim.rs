@@ -60,8 +60,15 @@ pub fn claim_dead_in(
             }
         }
     }
-    let claims = boots.into_iter().map(|boot| claim(roots, boot));
-    claims.filter_map(Result::transpose).collect()
+    let claimed = |boot: String| match claim(roots, boot.clone()) {
+        Ok(claimed) => claimed,
+        Err(error) => {
+            // The others may well be readable, and reading them may be what frees the disk.
+            tracing::error!(boot, %error, "the spool of a dead process cannot be taken now");
+            None
+        }
+    };
+    Ok(boots.into_iter().filter_map(claimed).collect())
 }
 
 fn claim(roots: &[PathBuf], boot: String) -> Result<Option<ClaimedDir>, SpoolError> {

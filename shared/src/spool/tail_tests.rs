@@ -177,3 +177,22 @@ fn a_tail_that_went_with_the_power_is_not_missed() {
     assert_eq!(place.adopted(), []);
     assert_eq!(fs::read_dir(&place.own).unwrap().count(), 0, "the directory can be removed");
 }
+
+#[test]
+fn a_tail_that_cannot_be_adopted_keeps_nobody_from_the_spools_of_others() {
+    let place = Place::new();
+    let mut tail = Tail::create(&place.memory, &place.own, 4096).unwrap();
+    assert!(tail.put(&frame_of(&record("one"))));
+    std::mem::forget(tail); // Killed.
+    // Where its segment is to be made, nothing can be.
+    fs::create_dir_all(place.own.join(PART).join("in the way")).unwrap();
+    let spool = place.own.parent().unwrap();
+    fs::create_dir(spool.join("other")).unwrap();
+    let boots = |claimed: Vec<crate::spool::ClaimedDir>| -> Vec<String> {
+        claimed.iter().map(|claimed| claimed.boot.clone()).collect()
+    };
+    let found = crate::spool::claim_dead(spool, &|_| false).unwrap();
+    assert_eq!(boots(found), ["other"]);
+    fs::remove_dir_all(place.own.join(PART)).unwrap();
+    assert_eq!(boots(crate::spool::claim_dead(spool, &|_| false).unwrap()), ["boot", "other"]);
+}
