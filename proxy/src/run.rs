@@ -63,7 +63,8 @@ pub struct Bound {
     pub admin_address: SocketAddr,
 }
 
-/// Runs the proxy until SIGTERM or SIGINT, then drains it. SIGHUP reads policies and aliases again.
+/// Runs the proxy until SIGTERM or SIGINT, then drains it. SIGHUP reads policies, aliases and
+/// certificates again.
 /// Errors: see [`ProxyError`]; nothing is left running after one.
 pub fn run(cfg: ProxyConfig) -> Result<(), ProxyError> {
     serve(cfg, CancellationToken::new(), true, |_| {})

@@ -3,7 +3,7 @@
 //! | signal | effect |
 //! |---|---|
 //! | SIGTERM, SIGINT | stop accepting, let streams finish, end |
-//! | SIGHUP | read policies, overrides and aliases again |
+//! | SIGHUP | read policies, overrides, aliases and certificates again |
 //! | SIGUSR2 | start the program anew with `--upgrade`: it takes the listeners over |
 //!
 //! Invariant: a signal never ends a stream before its grace period is over.
@@ -68,9 +68,12 @@ async fn reload(watches: &Arc<Watches>) {
     let watches = Arc::clone(watches);
     match tokio::task::spawn_blocking(move || watches.refresh()).await {
         Ok(found) if found.problems.is_empty() => {
-            info!(policy_version = found.policy_version, "SIGHUP: policies and aliases read again");
+            let policy_version = found.policy_version;
+            info!(policy_version, "SIGHUP: policies, aliases and certificates read again");
         }
-        Ok(found) => warn!(problems = ?found.problems, "SIGHUP: the last good policies stay"),
+        Ok(found) => {
+            warn!(problems = ?found.problems, "SIGHUP: what has a problem stays as it was")
+        }
         Err(error) => error!(%error, "SIGHUP: reading failed"),
     }
 }

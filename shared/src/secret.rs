@@ -13,8 +13,9 @@ pub fn derive(secret: &[u8; 32], context: &str) -> [u8; 32] {
     blake3::derive_key(&format!("hone 2026-11 {context}"), secret)
 }
 
-/// The name of the tenant behind a credential (the value of `Authorization`, `api-key` or
-/// `x-api-key`): 32 hex digits. A request without a credential belongs to the tenant `anonymous`.
+/// The name of the tenant behind a credential (the value of `Authorization`, `x-api-key`,
+/// `api-key` or `x-goog-api-key`): 32 hex digits. A request without a credential belongs to the
+/// tenant `anonymous`.
 pub fn tenant_of(secret: &[u8; 32], credential: Option<&str>) -> String {
     Names::new(secret).tenant(credential)
 }

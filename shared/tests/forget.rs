@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hone_shared::data_dir::DataDir;
-use hone_shared::forget::{ForgetError, Options, Report, Subject, plan, run};
+use hone_shared::forget::{ForgetError, Options, Report, Subject, nothing_matched, plan, run};
+use hone_shared::policy::PolicySet;
 use hone_shared::registry::{AdapterConfig, ManifestDraft, Registry, RegistryError};
 use hone_shared::spool::{Follower, Item, Spool, SpoolConfig};
 use hone_shared::store::{
@@ -308,6 +309,36 @@ fn what_learned_from_a_forgotten_turn_is_tainted_down_to_the_last_descendant() {
 }
 
 #[test]
+fn a_session_is_forgotten_by_its_whole_name_and_also_where_that_is_hidden() {
+    let mut place = Place::new();
+    let one = place.say("amy", "42", &[user("ONE")], "fine");
+    for longer in ["team-a/42", "x:42", "142"] {
+        place.say("amy", longer, &[user("another")], "fine");
+    }
+    assert_eq!(plan(&place.data, &session("42")).unwrap().turns, [one]);
+    let team = plan(&place.data, &session("team-a/42")).unwrap();
+    assert_eq!(team.turns.len(), 1);
+    assert!(team.turns[0] != one);
+    // The proxy keys the hash that stands for a name with something to redact in it.
+    let (begin, done) = place.halves("bob", "bob@example.org", &[user("HIDDENNAME")], "fine");
+    let (policies, secret) = (PolicySet::builtin().unwrap(), place.data.secret().unwrap());
+    let redactions: Vec<_> = policies.redactions.values().cloned().collect();
+    let hidden = begin.turn_id;
+    let turn = IngestTurn::parse_redacted(&secret, begin, Some(done), &redactions);
+    let upto = place.follower.upto();
+    let boot = place.follower.boot().to_owned();
+    let pos = IngestPos { boot, segment: upto.segment, offset: upto.offset + 1 };
+    place.store.insert_batch(&[turn], &pos).unwrap();
+    let stored = place.store.turn(hidden).unwrap().unwrap().session_id;
+    assert!(stored.contains(":~") && !stored.contains("bob@"), "{stored}");
+    let report = place.forget(&session("bob@example.org"));
+    assert_eq!(report.plan.turns, [hidden]);
+    assert!(!nothing_matched(&[json!(report)]));
+    let none = json!(plan(&place.data, &session("4")).unwrap());
+    assert!(nothing_matched(&[none.clone(), none]), "and that is said");
+}
+
+#[test]
 fn a_turn_whose_hint_is_forgotten_taints_what_it_taught() {
     let mut place = Place::new();
     let [first, second, _] = two_tenants(&mut place);
@@ -446,9 +477,9 @@ fn fifty_tenants_with_the_same_words_stay_apart() {
         let stored = place.store.turn(*child).unwrap().unwrap();
         assert_eq!(stored.parent, Some(*root), "linked to another tenant's turn");
         assert_eq!(place.store.children(*root).unwrap().len(), 1);
-        let concerned = place.store.concerned(&Subject::Tenant(tenant(n))).unwrap();
+        let concerned = place.store.concerned(&Subject::Tenant(tenant(n)), &SECRET).unwrap();
         assert_eq!(concerned.turns, BTreeSet::from([*root, *child]));
-        let session = place.store.concerned(&Subject::Session(stored.session_id)).unwrap();
+        let session = place.store.concerned(&Subject::Session(stored.session_id), &SECRET).unwrap();
         assert_eq!(session.turns, concerned.turns, "another tenant's session has the name");
     }
     for item in place.store.unjudged(1_000).unwrap() {

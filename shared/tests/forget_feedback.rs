@@ -193,7 +193,7 @@ fn a_text_that_only_was_said_goes_with_the_verdict_and_the_rounds_that_used_it()
     let done = place.store.forgets_done().unwrap();
     assert_eq!((done, place.store.first_forgotten(&[turn], done).unwrap()), (1, None));
     // While an erasure is not finished, what is drawn may still hold what it takes.
-    let concerned = place.store.concerned(&Subject::Turn(turn)).unwrap();
+    let concerned = place.store.concerned(&Subject::Turn(turn), &[7; 32]).unwrap();
     let job = place.store.begin_forget("turn", "cli:test", "", &concerned).unwrap();
     assert_eq!(place.store.forgets_done().unwrap(), job.id - 1);
     assert_eq!(place.store.first_forgotten(&[turn], job.id).unwrap(), Some(turn), "it is gone");

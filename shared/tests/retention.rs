@@ -124,7 +124,7 @@ fn a_turn_that_was_trained_on_leaves_an_empty_row_that_an_erasure_still_finds() 
     let left = place.store.turn(used).unwrap().unwrap();
     assert_eq!((left.messages.len(), left.choices.len(), left.tenant.as_str()), (0, 0, "tenant"));
     assert_eq!(place.store.round_turns("r1").unwrap(), [(used, Split::Train)]);
-    let found = place.store.concerned(&Subject::Tenant("tenant".into())).unwrap();
+    let found = place.store.concerned(&Subject::Tenant("tenant".into()), &[7; 32]).unwrap();
     assert!(found.turns.contains(&used));
     assert_eq!(place.store.sweep_route(&route(30), NOW).unwrap().erased.provenance, 0, "once");
 }

@@ -175,6 +175,41 @@ fn an_answer_that_a_client_sends_back_is_the_message_that_it_was() {
 }
 
 #[test]
+fn the_providers_own_tools_come_back_as_they_were_streamed() {
+    // What each block's input came as, and what a client sends back.
+    let blocks = [
+        (
+            "server_tool_use",
+            &["", "{\"query\": \"we", "ather\", \"n\": 2}"][..],
+            json!({"n": 2, "query": "weather"}),
+        ),
+        ("mcp_tool_use", &[], json!({})),
+        ("mcp_tool_use", &[""], json!({})),
+        ("tool_use", &["{\"a\":", "1}"], json!({"a": 1})),
+        ("server_tool_use", &["{\"cut"], json!("{\"cut")),
+    ];
+    let mut stream = String::new();
+    let mut event = |value: Value| stream += &format!("data: {value}\n\n");
+    let block = |at: usize, kind: &str, input: Value| json!({"type": kind, "id": format!("toolu_{at}"), "name": "f", "input": input});
+    let mut sent = Vec::new();
+    for (at, (kind, deltas, input)) in blocks.into_iter().enumerate() {
+        let start = block(at, kind, json!({}));
+        event(json!({"type": "content_block_start", "index": at, "content_block": start}));
+        for part in deltas {
+            let delta = json!({"type": "input_json_delta", "partial_json": part});
+            event(json!({"type": "content_block_delta", "index": at, "delta": delta}));
+        }
+        event(json!({"type": "content_block_stop", "index": at}));
+        sent.push(block(at, kind, input));
+    }
+    event(json!({"type": "message_delta", "delta": {"stop_reason": "tool_use"}}));
+    let given = parse_response(MESSAGES, None, None, stream.as_bytes(), true).unwrap();
+    let again = json!({"messages": [{"role": "assistant", "content": sent}]}).to_string();
+    let again = parse_request(MESSAGES, None, again.as_bytes()).unwrap();
+    assert_eq!(canon(&given.choices[0].message), canon(&again.messages[0]), "{given:?}");
+}
+
+#[test]
 fn requests_of_all_protocols_become_one_conversation() {
     let view = asked(MESSAGES, "anthropic/request.json");
     let roles = |view: &RequestView| {

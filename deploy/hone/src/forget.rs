@@ -75,6 +75,9 @@ pub fn run(args: &ForgetArgs) -> anyhow::Result<()> {
             print!("{}", forget::describe_result(result));
         }
     }
+    if forget::nothing_matched(&results) {
+        eprintln!("nothing matched: no stored turn or feedback is of this subject");
+    }
     Ok(())
 }
 

@@ -123,10 +123,19 @@ pub fn hide_secrets(request: &mut RequestHeader) -> pingora::Result<()> {
     Ok(())
 }
 
-/// The credential that names the tenant, as the client sent it.
+/// Where a credential may be; the first that holds one names the tenant.
+const CREDENTIALS: [&str; 4] = ["authorization", "x-api-key", "api-key", "x-goog-api-key"];
+
+/// The credential that names the tenant, as the client sent it. What is empty or no text says
+/// nothing: some clients send a bearer without a token beside their key.
 pub fn credential(headers: &HeaderMap) -> Option<&str> {
-    let names = ["authorization", "x-api-key", "api-key"];
-    names.iter().find_map(|name| headers.get(*name)).and_then(|value| value.to_str().ok())
+    let texts = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    CREDENTIALS.into_iter().find_map(|name| texts(name).find(|text| holds_a_secret(text)))
+}
+
+fn holds_a_secret(text: &str) -> bool {
+    let text = text.trim();
+    !text.is_empty() && !["bearer", "basic"].iter().any(|name| text.eq_ignore_ascii_case(name))
 }
 
 /// The program that the client says it is.
@@ -186,6 +195,26 @@ mod tests {
         let mut other = request(&[("x-hone-learn", "on")]);
         assert!(!strip_own(&mut other));
         assert!(other.headers.is_empty());
+    }
+
+    #[test]
+    fn the_first_header_that_holds_a_credential_names_the_tenant() {
+        for (sent, found) in [
+            (&[("x-api-key", "b"), ("authorization", "Bearer a")][..], Some("Bearer a")),
+            (&[("authorization", "Bearer"), ("x-api-key", "b")], Some("b")),
+            (&[("authorization", "bearer \t"), ("x-api-key", "b")], Some("b")),
+            (&[("authorization", "Basic "), ("api-key", "c")], Some("c")),
+            (&[("authorization", ""), ("x-api-key", " "), ("api-key", "c")], Some("c")),
+            (&[("authorization", ""), ("authorization", "Bearer a")], Some("Bearer a")),
+            (&[("authorization", "Bearer \u{e4}"), ("x-api-key", "b")], Some("b")),
+            (&[("x-goog-api-key", "d"), ("api-key", "c")], Some("c")),
+            (&[("x-goog-api-key", "d")], Some("d")),
+            (&[("authorization", "Bearerish")], Some("Bearerish")),
+            (&[("authorization", "Bearer")], None),
+            (&[], None),
+        ] {
+            assert_eq!(credential(&request(sent).headers), found, "{sent:?}");
+        }
     }
 
     #[test]

@@ -30,6 +30,11 @@ const DISTINCTIVE: &[&str] = &[
     "reset_encoder_cache",
     "init_weight_transfer_engine",
     "update_weights",
+    "start_weight_update",
+    "start_draft_weight_update",
+    "finish_weight_update",
+    "weight_checker",
+    "fault_tolerance",
     "scale_elastic_ep",
     "is_scaling_elastic_ep",
     "abort_requests",
@@ -40,6 +45,8 @@ const DISTINCTIVE: &[&str] = &[
     "update_weights_from_distributed",
     "update_weights_from_ipc",
     "update_weight_version",
+    "begin_weight_update",
+    "end_weight_update",
     "init_weights_update_group",
     "destroy_weights_update_group",
     "init_weights_send_group_for_remote_instance",
@@ -94,7 +101,7 @@ pub fn is_admin(method: &Method, raw_target: &[u8]) -> bool {
     }
     let mut path = origin_path(raw_target).to_ascii_lowercase();
     for _ in 0..DECODE_ROUNDS_MAX {
-        if names_admin(method, &path) {
+        if names_admin(method, &path) || lists_models(&path) && asks_to_reload(raw_target) {
             return true;
         }
         let decoded = percent_decode(&path).to_ascii_lowercase();
@@ -180,6 +187,29 @@ fn changes_models(method: &Method, path: &[&[u8]]) -> bool {
         Method::POST => path.last() == Some(&&b"models"[..]),
         _ => path.contains(&&b"models"[..]),
     }
+}
+
+fn lists_models(path: &[u8]) -> bool {
+    segments(path).any(|segment| segment == b"models")
+}
+
+/// Whether a target has the key with which a `GET` makes llama.cpp's router read its models again,
+/// in any reading of its percent-encoding.
+fn asks_to_reload(raw_target: &[u8]) -> bool {
+    let mut target = raw_target.to_ascii_lowercase();
+    for _ in 0..DECODE_ROUNDS_MAX {
+        let mut pairs = target.split(|b| matches!(b, b'?' | b'&' | b';')).skip(1);
+        let named = |pair: &[u8]| pair.split(|b| *b == b'=').next().map(trim) == Some(b"reload");
+        if pairs.any(named) {
+            return true;
+        }
+        let decoded = percent_decode(&target).to_ascii_lowercase();
+        if decoded == target {
+            return false;
+        }
+        target = decoded;
+    }
+    true
 }
 
 fn is_in(words: &[&str], segment: &[u8]) -> bool {
@@ -276,6 +306,21 @@ mod tests {
             "/v1/system/doctor",
             "/calibration/start",
             "/mistral/calibration/apply",
+            "/start_weight_update",
+            "/start_draft_weight_update",
+            "/finish_weight_update",
+            "/v1/weight_checker",
+            "/fault_tolerance/apply",
+            "/begin_weight_update",
+            "/end_weight_update",
+            "/models?reload=1",
+            "/v1/models?reload",
+            "/v1/models/?a=b&Reload=",
+            "/v1/models?%72eload=1",
+            "/v1/models?a=1%26re%256coad=1",
+            "/v1/models%3freload=1",
+            "http://other/models?reload=0",
+            "/v1/models/x?;%20reload=1",
         ] {
             assert!(is_admin(&Method::GET, target.as_bytes()), "{target}");
             assert!(is_admin(&Method::POST, target.as_bytes()), "{target}");
@@ -341,6 +386,9 @@ mod tests {
             "/v1/files/pause/content",
             "/v1/files/slots/content",
             "/v1/models/status",
+            "/v1/models?after=reload&limit=1%2525",
+            "/v1/models?preload=1&reloaded=1",
+            "/v1/chat/completions?reload=1",
             "/v1/system/info",
             "/health",
             "/v1/embeddings?next=/pause",

@@ -133,10 +133,12 @@ mod tests {
         let bearer = of("Bearer sk-1", None);
         assert_eq!(of(&pair, Some(Shape::Langfuse)), bearer);
         assert_ne!(of(&pair, None), bearer, "elsewhere the credential is what it is");
-        for odd in ["Basic %%%", "Basic", "Basic cGs6", "Bearer cGs6c2s="] {
+        for odd in ["Basic %%%", "Basic cGs6", "Bearer cGs6c2s="] {
             assert_eq!(of(odd, Some(Shape::Langfuse)), (names.tenant(Some(odd)), false), "{odd}");
         }
         assert_eq!(sender(&names, &HeaderMap::new(), None), ("anonymous".to_owned(), true));
-        assert!(of(" ", None).1, "an empty credential is none");
+        for empty in [" ", "Basic", "Bearer "] {
+            assert!(of(empty, None).1, "an empty credential is none");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The old process's side: waits for a successor and gives it the listening sockets.
 //!
-//! Invariant: only a process of the same user is answered, one at a time; the path is removed at the
-//! end only if it is still ours.
+//! Invariant: only a process of the same user is answered, one at a time; the path is removed once, if
+//! it is still ours, and before the successor is told that it may take it.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hone_shared::data_dir::DataDir;
@@ -69,10 +69,26 @@ pub struct Socket {
 #[derive(Debug)]
 pub struct Offer {
     listener: UnixListener,
-    path: PathBuf,
-    inode: u64,
+    path: Arc<OwnPath>,
     sockets: Arc<Vec<Socket>>,
     ready: Duration,
+}
+
+/// The path of the offer with the number of its socket, until it is removed.
+#[derive(Debug)]
+struct OwnPath(Mutex<Option<(PathBuf, u64)>>);
+
+impl OwnPath {
+    /// Removes the path if it is still ours. Who comes second waits for the first and does nothing:
+    /// by then the path may be a successor's.
+    fn remove(&self) {
+        let mut own = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((path, inode)) = own.take() else { return };
+        let ours = fs::metadata(&path).is_ok_and(|meta| meta.ino() == inode);
+        if ours && let Err(error) = fs::remove_file(&path) {
+            warn!(%error, path = %path.display(), "the socket of the proxy stays");
+        }
+    }
 }
 
 impl Offer {
@@ -89,7 +105,8 @@ impl Offer {
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
         let inode = fs::metadata(&temporary)?.ino();
         fs::rename(&temporary, &path)?;
-        Ok(Self { listener, path, inode, sockets: Arc::new(sockets), ready })
+        let path = Arc::new(OwnPath(Mutex::new(Some((path, inode)))));
+        Ok(Self { listener, path, sockets: Arc::new(sockets), ready })
     }
 
     /// Waits until a successor is ready; its process id. From then on this process must not accept
@@ -110,8 +127,10 @@ impl Offer {
                 continue;
             }
             let Ok(link) = link.into_std() else { continue };
-            let (sockets, ready) = (Arc::clone(&self.sockets), self.ready);
-            let handed = tokio::task::spawn_blocking(move || hand_over(&link, &sockets, ready));
+            let (sockets, path, ready) =
+                (Arc::clone(&self.sockets), Arc::clone(&self.path), self.ready);
+            let hand_over = move || hand_over(&link, &sockets, &path, ready);
+            let handed = tokio::task::spawn_blocking(hand_over);
             match handed.await {
                 Ok(Ok(pid)) => return pid,
                 Ok(Err(error)) => warn!(%error, "the successor did not become ready; going on"),
@@ -123,14 +142,16 @@ impl Offer {
 
 impl Drop for Offer {
     fn drop(&mut self) {
-        let ours = fs::metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            warn!(%error, path = %self.path.display(), "the socket of the proxy stays");
-        }
+        self.path.remove();
     }
 }
 
-fn hand_over(link: &UnixStream, sockets: &[Socket], ready: Duration) -> io::Result<u32> {
+fn hand_over(
+    link: &UnixStream,
+    sockets: &[Socket],
+    path: &OwnPath,
+    ready: Duration,
+) -> io::Result<u32> {
     link.set_nonblocking(false)?;
     link.set_write_timeout(Some(HELLO))?;
     link.set_read_timeout(Some(HELLO))?;
@@ -150,6 +171,8 @@ fn hand_over(link: &UnixStream, sockets: &[Socket], ready: Duration) -> io::Resu
     if line != "ready" {
         return Err(io::Error::other(format!("it said `{line}` instead of `ready`")));
     }
+    // What lies there after the next line is the successor's own.
+    path.remove();
     // It accepts already: whether it hears this changes nothing.
     if let Err(error) = wire::send(link, "draining", &[]) {
         warn!(%error, "the successor did not hear that this process drains");

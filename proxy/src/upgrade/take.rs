@@ -142,9 +142,17 @@ mod tests {
         drop(tcp);
         let client = TcpStream::connect(address).unwrap();
         assert_eq!(inherited.accept().unwrap().1, client.local_addr().unwrap());
-        tokio::task::spawn_blocking(move || second.ready()).await.unwrap();
+        let path = data.proxy_socket();
+        let successor = move || {
+            second.ready();
+            let left = path.exists();
+            std::fs::write(&path, b"the successor's own").unwrap();
+            left
+        };
+        let left = tokio::task::spawn_blocking(successor).await.unwrap();
+        assert!(!left, "the path is free when the successor hears that it may go on");
         assert_eq!(old.await.unwrap(), std::process::id());
-        assert!(!data.proxy_socket().exists());
+        assert!(data.proxy_socket().exists(), "what lies there now is the successor's");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -27,7 +27,7 @@ use crate::store::{Concerned, ForgetJob, Store, StoreError};
 use crate::turn::{Generation, TurnId};
 
 pub use crate::store::Subject;
-pub use report::{Plan, Report, describe as describe_result};
+pub use report::{Plan, Report, describe as describe_result, nothing_matched};
 pub use subject::{SubjectError, TEXT_CHARS_MIN, of_key, of_tenant, of_text};
 
 /// Why an erasure is not finished. What was begun goes on with the next call.
@@ -97,7 +97,7 @@ const MOVES_MAX: usize = 8;
 /// Says what [`run`] would do now, and changes nothing.
 pub fn plan(data: &DataDir, subject: &Subject) -> Result<Plan, ForgetError> {
     let (store, registry) = open(data)?;
-    let concerned = store.concerned(subject)?;
+    let concerned = store.concerned(subject, &data.secret()?)?;
     describe(&store, &registry, data, subject.kind(), &concerned)
 }
 
@@ -110,7 +110,7 @@ pub fn run(data: &DataDir, subject: &Subject, options: &Options) -> Result<Repor
         tracing::info!(job = job.id, kind = job.kind, "finishing an interrupted erasure");
         finish(&store, &registry, data, &job, options)?;
     }
-    let concerned = store.concerned(subject)?;
+    let concerned = store.concerned(subject, &data.secret()?)?;
     let (actor, reason) = (&options.actor, &options.reason);
     let job = store.begin_forget(subject.kind(), actor, reason, &concerned)?;
     finish(&store, &registry, data, &job, options)

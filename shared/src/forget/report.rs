@@ -72,6 +72,15 @@ impl Report {
     }
 }
 
+/// Whether none of these plans or reports, as JSON, found anything: a name may be mistyped, and that
+/// must not pass for an erasure.
+pub fn nothing_matched(results: &[serde_json::Value]) -> bool {
+    let found = |result: &serde_json::Value, key: &str| {
+        result[key].as_array().is_some_and(|ids| !ids.is_empty())
+    };
+    !results.iter().any(|r| ["turns", "hinted", "feedback"].iter().any(|key| found(r, key)))
+}
+
 /// A plan or a report, as JSON, in words.
 pub fn describe(result: &serde_json::Value) -> String {
     let count = |key: &str| result[key].as_array().map_or(0, Vec::len);

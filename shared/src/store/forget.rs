@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::audit::{self, AuditEntry};
 use super::erase::{Erased, erase};
 use super::retention::BATCH_TURNS_MAX;
-use super::{Result, RoundState, Store, StoreError, bodies, facets, flags, parse, said};
+use super::{Result, RoundState, Store, bodies, facets, flags, parse, said};
 use crate::clock::now_ms;
 use crate::feedback::FeedbackId;
 use crate::turn::{Generation, TurnId};
@@ -90,9 +90,10 @@ pub struct RoundUse {
 
 impl Store {
     /// Finds the turns of a subject. Errors: a session's short name that several sessions have.
-    pub fn concerned(&self, subject: &Subject) -> Result<Concerned> {
+    /// `secret` is the one of the data directory: redaction may have hidden the name.
+    pub fn concerned(&self, subject: &Subject, secret: &[u8; 32]) -> Result<Concerned> {
         let rows = match subject {
-            Subject::Session(name) => self.session_rows(name)?,
+            Subject::Session(name) => self.session_rows(name, secret)?,
             Subject::Tenant(tenant) => {
                 self.ids("SELECT id FROM turns WHERE tenant = ?1", &[tenant])?
             }
@@ -147,35 +148,10 @@ impl Store {
         Ok(())
     }
 
-    fn ids(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<BTreeSet<i64>> {
+    pub(super) fn ids(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<BTreeSet<i64>> {
         let mut find = self.conn.prepare_cached(sql)?;
         let rows = find.query_map(values, |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// A session by its stored name, else by the client's own where only one session has it.
-    fn session_rows(&self, name: &str) -> Result<BTreeSet<i64>> {
-        let of = "SELECT id FROM turns WHERE session_id = ?1";
-        let exact = self.ids(of, &[&name])?;
-        if !exact.is_empty() {
-            return Ok(exact);
-        }
-        // `<tenant>/<source>:<name>`, compared from its end.
-        let mut find = self.conn.prepare_cached(
-            "SELECT DISTINCT session_id FROM turns
-             WHERE substr(session_id, -length(?1) - 1) IN ('/' || ?1, ':' || ?1) LIMIT 9",
-        )?;
-        let found = find
-            .query_map([name], |row| row.get::<_, String>(0))?
-            .collect::<rusqlite::Result<Vec<_>>>()?;
-        match found.as_slice() {
-            [] => Ok(BTreeSet::new()),
-            [one] => self.ids(of, &[one]),
-            several => Err(StoreError::Malformed {
-                what: "session",
-                problem: format!("several sessions have this name: {}", several.join(", ")),
-            }),
-        }
     }
 
     /// Turns that hold a text in a message, an answer, a parameter, a raw body or their own row;

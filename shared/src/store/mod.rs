@@ -17,6 +17,7 @@
 
 pub mod audit;
 mod bodies;
+mod called;
 mod counts;
 mod erase;
 mod facets;

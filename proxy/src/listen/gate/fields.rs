@@ -19,7 +19,7 @@ pub enum Framing {
 
 /// Fields of which there can only be one; two would let proxy and engine see different clients or
 /// contents.
-const SINGLE: [&[u8]; 9] = [
+const SINGLE: [&[u8]; 10] = [
     b"host",
     b"content-length",
     b"transfer-encoding",
@@ -28,6 +28,7 @@ const SINGLE: [&[u8]; 9] = [
     b"authorization",
     b"x-api-key",
     b"api-key",
+    b"x-goog-api-key",
     b"content-type",
 ];
 const HOST: usize = 0;

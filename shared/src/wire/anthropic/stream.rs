@@ -33,7 +33,7 @@ pub(in crate::wire) fn read(chunks: Chunks<'_, '_>) -> ResponseView {
     });
     view.usage = usage_of(&Value::Object(assembly.usage));
     if !assembly.blocks.is_empty() || assembly.finish_reason.is_some() {
-        let blocks = assembly.blocks.into_values().map(Value::Object).collect();
+        let blocks = assembly.blocks.into_values().map(ended).collect();
         let finish_reason = assembly.finish_reason;
         view.choices = vec![Choice { index: 0, message: blocks::answer(blocks), finish_reason }];
     }
@@ -91,11 +91,7 @@ impl Assembly {
     }
 
     fn start(&mut self, at: u64, block: Value) {
-        let Value::Object(mut fields) = block else { return };
-        // The input comes in deltas; the empty object at the start only says that it will.
-        if fields.get("input").and_then(Value::as_object).is_some_and(Map::is_empty) {
-            fields.shift_remove("input");
-        }
+        let Value::Object(fields) = block else { return };
         if let Some(block) = self.block(at) {
             *block = fields;
         }
@@ -120,9 +116,25 @@ impl Assembly {
             (_, more) if key == "citations" => {
                 block.insert(key.to_owned(), json!([more]));
             }
+            // An input comes in deltas; the empty object at the start only says that it will.
             (_, more) => {
                 block.insert(key.to_owned(), more.clone());
             }
         }
     }
+}
+
+/// A block at the end of its stream. The provider's own tools keep their blocks, so their input is
+/// what a client sends back: JSON. Text that is none stays.
+fn ended(mut block: Map<String, Value>) -> Value {
+    let own = block.get("type").and_then(Value::as_str) != Some("tool_use");
+    if let Some(input) = block.get_mut("input").filter(|_| own)
+        && let Some(text) = input.as_str()
+    {
+        let text = if text.trim().is_empty() { "{}" } else { text };
+        if let Ok(read) = crate::wire::json::parse("tool input", text.as_bytes()) {
+            *input = read;
+        }
+    }
+    Value::Object(block)
 }
