@@ -90,6 +90,15 @@ fn old_turns_of_the_route_go_and_all_others_stay() {
 }
 
 #[test]
+fn issue_3_a_route_that_nobody_uses_any_more_expires_all_the_same() {
+    let mut place = Place::new();
+    let last = place.put("chat", 31, &["LASTTEXT"]);
+    place.put("completions", 0, &["new"]);
+    assert_eq!(place.store.sweep_route(&route(30), NOW).unwrap().erased.turns, 1);
+    assert!(!place.is_there(last) && !place.holds("LASTTEXT"));
+}
+
+#[test]
 fn a_clock_that_jumps_ahead_deletes_nothing_young() {
     let mut place = Place::new();
     let turns: Vec<_> = (0..5).map(|day| place.put("chat", 5 - day, &["text"])).collect();

@@ -160,6 +160,9 @@ impl External<'_> {
             "learning_rate": train.learning_rate,
             "updates": train.updates,
             "kl_beta": train.kl_beta,
+            "weight_rl": train.weight_rl,
+            "weight_opd": train.weight_opd,
+            "weight_sft": train.weight_sft,
             "seed": train.seed,
             "threads": train.threads,
         })

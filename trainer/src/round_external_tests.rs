@@ -50,17 +50,33 @@ fn python() -> Option<PathBuf> {
     None
 }
 
-#[test]
-fn pytorch_and_peft_train_a_round() {
-    let Some(python) = python() else { return };
-    let it = prepared("Thanks, perfect.");
+/// Runs the example script on a round; how it ended, what it printed, and the row.
+fn by_pytorch(python: &Path, reaction: &str) -> (End, String, RoundRow) {
+    let it = prepared(reaction);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/external/peft_trainer.py");
     let command = format!("\"{}\", \"{}\"", python.display(), script.display());
     let (end, row) = with(&it, &command);
     let log = it.lab.data.rounds_dir().join(&row.round_id).join("external.log");
-    let log = std::fs::read_to_string(log).unwrap_or_default();
+    (end, std::fs::read_to_string(log).unwrap_or_default(), row)
+}
+
+#[test]
+fn pytorch_and_peft_train_a_round() {
+    let Some(python) = python() else { return };
+    let (end, log, row) = by_pytorch(&python, "Thanks, perfect.");
     assert_eq!(end, End::Finished(RoundState::Promoted), "{}\n{log}", row.reason);
     let gain = row.metrics["gate"]["signal"]["approved_gain"].as_f64().unwrap();
     println!("gain on held-out sessions: {gain:.3} nats per token");
     assert!(gain > 0.0, "{log}");
+}
+
+#[test]
+fn issue_5_pytorch_and_peft_learn_from_hints() {
+    let Some(python) = python() else { return };
+    let (end, log, row) = by_pytorch(&python, CORRECTION);
+    let examined = [RoundState::Promoted, RoundState::Refused].map(End::Finished);
+    assert!(examined.contains(&end), "{}\n{log}", row.reason);
+    assert!(log.contains(" with a hint") && !log.contains(" 0 with a hint"), "{log}");
+    let hinted = row.metrics["gate"]["signal"]["hinted_turns"].as_u64().unwrap();
+    assert!(hinted > 0, "{}", row.metrics["gate"]);
 }

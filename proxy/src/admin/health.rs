@@ -53,7 +53,10 @@ pub fn reasons(operator: &Operator) -> Vec<Reason> {
     if spool.degraded {
         add("spool_unwritable", format!("{} writes have failed", spool.write_errors));
     }
-    if let Some(error) = ingest.last_error {
+    if operator.ingest.has_died() {
+        let detail = "nothing is stored until a restart; the spool keeps it, and the log says why";
+        add("ingest_dead", detail.to_owned());
+    } else if let Some(error) = ingest.last_error {
         add("store_unavailable", error);
     } else if ingest.lag_ms > LAG_MS_MAX {
         add("ingest_behind", format!("{} ms behind the traffic", ingest.lag_ms));

@@ -317,6 +317,13 @@ impl Ingest {
         IngestStats { lag_ms: u64::try_from(lag).unwrap_or(0), ..figures.stats.clone() }
     }
 
+    /// Whether the thread has ended by itself, which only a bug can do: nothing is stored any more
+    /// until the next start.
+    pub fn has_died(&self) -> bool {
+        let ended = lock(&self.thread).as_ref().is_some_and(JoinHandle::is_finished);
+        ended && lock(&self.shared.stop).is_none()
+    }
+
     /// Stores what is in the spool and ends the thread. Close the spool first. Stopping twice is
     /// harmless.
     pub fn drain_and_stop(&self) {

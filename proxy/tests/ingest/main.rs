@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hone_proxy::ingest::{Ingest, IngestConfig, IngestStats};
+use hone_proxy::ingest::{Ingest, IngestConfig, IngestStats, Observer};
 use hone_shared::data_dir::DataDir;
 use hone_shared::spool::{QUARANTINE, Spool, SpoolConfig, SpoolWriter};
 use hone_shared::store::{Counts, Store};
@@ -213,6 +213,22 @@ fn two_dead_processes_and_a_live_one_are_read_side_by_side() {
     });
     assert_eq!(counts(&data).turns, 60);
     wait_until("the dead ones' directories to go", || spool_dirs(&data).len() == 1);
+}
+
+#[test]
+fn issue_3_an_ingest_that_dies_says_so_and_the_next_one_stores_what_it_left() {
+    let (_dir, data) = place();
+    let spool = Spool::start(SpoolConfig::new(data.spool_dir())).unwrap();
+    let fails = Observer::of(|_| panic!("a bug that a test planted"));
+    let ingest = Ingest::start(IngestConfig { observer: fails, ..config(&data) }).unwrap();
+    assert!(!ingest.has_died());
+    let (begin, done) = simple(1);
+    spool.try_send(Record::Begin(begin)).unwrap();
+    spool.try_send(Record::Done(done)).unwrap();
+    wait_until("it dies", || ingest.has_died());
+    drop((ingest, spool));
+    ingest_all(&data);
+    assert_eq!(counts(&data).turns, 1);
 }
 
 #[test]

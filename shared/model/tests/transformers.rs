@@ -1,11 +1,11 @@
 //! Our models, adapters, templates and gradients against transformers and PEFT themselves.
 //!
-//! Needs a Python with torch, transformers and peft, named by `$HONE_TEST_PYTHON`; without it this
-//! says so and passes.
+//! Needs a Python with torch, transformers and peft: `$HONE_TEST_PYTHON`, or the virtual environment
+//! `~/.cache/hone/torch`; without it this says so and passes.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails by panicking, helper included")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use candle_core::Device;
@@ -84,11 +84,14 @@ fn check(python: &Path, family: Family, tied: bool, edit: impl FnOnce(&mut Value
 
 #[test]
 fn transformers_and_peft_compute_the_same() {
-    let Some(python) = std::env::var_os("HONE_TEST_PYTHON") else {
-        eprintln!("skipped: HONE_TEST_PYTHON names no Python with torch, transformers and peft");
+    let given = std::env::var_os("HONE_TEST_PYTHON").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let python = given.unwrap_or_else(|| home.join(".cache/hone/torch/bin/python"));
+    if !python.exists() {
+        eprintln!("SKIPPED: no Python with torch, transformers and peft (set HONE_TEST_PYTHON)");
         return;
-    };
-    let python = Path::new(&python);
+    }
+    let python = python.as_path();
     check(python, Family::Llama, true, |_| {});
     check(python, Family::Mistral, false, |config| config["sliding_window"] = Value::Null);
     check(python, Family::Qwen2, true, |_| {});

@@ -4,8 +4,8 @@
 //! freed pages go back to the file system. Turns that a round used keep an empty row, and session and tenant in it, so
 //! that a later erasure still reaches what was trained on them.
 //!
-//! Invariant: a turn goes only when it is old by the clock *and* by the newest turn of its route: a
-//! clock that jumps ahead deletes nothing young.
+//! Invariant: a turn goes only when it is old by the clock *and* by the newest turn of all: a clock
+//! that jumps ahead deletes nothing young, and a route that nobody uses any more expires all the same.
 
 use rusqlite::params;
 use serde::Serialize;
@@ -34,10 +34,9 @@ impl Store {
     pub fn sweep_route(&self, route: &RoutePolicy, now_ms: i64) -> Result<Swept> {
         let Some(days) = route.retention.days_max else { return Ok(Swept::default()) };
         let age_ms = i64::try_from(days).unwrap_or(i64::MAX).saturating_mul(DAY_MS);
-        let newest = "SELECT max((SELECT max(started_ms) FROM turns WHERE facet = f.id))
-                      FROM facets f WHERE f.route = ?1";
+        let newest = "SELECT max(started_ms) FROM turns";
         let newest: Option<i64> =
-            self.conn.prepare_cached(newest)?.query_row([&route.name], |row| row.get(0))?;
+            self.conn.prepare_cached(newest)?.query_row([], |row| row.get(0))?;
         let Some(newest) = newest else { return Ok(Swept::default()) };
         let before_ms = now_ms.min(newest).saturating_sub(age_ms);
         self.sweep_before(&route.name, before_ms, BATCH_TURNS_MAX)

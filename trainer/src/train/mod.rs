@@ -10,7 +10,7 @@
 //! (with [`overlap`]), [`tail_kl`], [`full_kl`], [`sft`], [`anchor`], added in [`hybrid`]. Left out
 //! against the textbook: groups and baselines (one live reply per turn), several inner epochs, a
 //! value function, an entropy bonus, a learning-rate schedule. Measured recipe: eight prompts, two
-//! fresh replies each, ten updates at 1e-3 take held-out replies from 95 to about 30 tokens.
+//! fresh replies each, eight to ten updates at 1e-3 take held-out replies from 95 to about 30 tokens.
 //!
 //! Invariant: after every update the checkpoint on disk determines everything that follows.
 
