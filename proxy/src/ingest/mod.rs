@@ -139,8 +139,6 @@ pub struct IngestConfig {
     /// Most segments that are kept only because parts of open turns lie in them; those in the
     /// oldest are then taken into memory, as far as `open_bytes_max` allows.
     pub pinned_segments_max: usize,
-    /// How long a turn may wait for its end, milliseconds; it is then stored as `proxy_crash`.
-    pub open_age_ms_max: i64,
     /// How often dead processes are looked for, milliseconds.
     pub adopt_every_ms: u64,
     /// First pause before a failed commit is tried again, milliseconds; doubles up to
@@ -180,7 +178,6 @@ impl IngestConfig {
             open_turns_max: 65_536,
             open_bytes_max: 32 << 20,
             pinned_segments_max: 64,
-            open_age_ms_max: 24 * 3600 * 1000,
             adopt_every_ms: 2_000,
             retry_ms: 50,
             retry_ms_max: 2_000,

@@ -46,7 +46,6 @@ pub(super) enum Event {
 #[derive(Debug)]
 struct OpenTurn {
     at: Position,
-    started_ms: i64,
     /// Kept in memory if small enough.
     begin: Option<Begin>,
     /// The `Begin` was damaged and is counted already.
@@ -137,12 +136,8 @@ impl Source {
     }
 
     /// The next event; `None` when there is nothing more to read for now.
-    pub(super) fn next(
-        &mut self,
-        cfg: &IngestConfig,
-        now_ms: i64,
-    ) -> Result<Option<Event>, SpoolError> {
-        if let Some(overdue) = self.overdue(cfg, now_ms) {
+    pub(super) fn next(&mut self, cfg: &IngestConfig) -> Result<Option<Event>, SpoolError> {
+        if let Some(overdue) = self.overdue(cfg) {
             return self.settle(overdue).map(Some);
         }
         let Some((at, item)) = self.reader.read_next()? else { return Ok(None) };
@@ -158,8 +153,7 @@ impl Source {
             Item::Record(Record::Feedback(feedback)) if fresh => Event::Feedback(feedback),
             Item::Damaged { kind: FEEDBACK, .. } if fresh => Event::FeedbackLost,
             Item::Damaged { kind: BEGIN, turn_id } => {
-                let (started_ms, parts) = (now_ms, Parts::default());
-                let turn = OpenTurn { at, started_ms, begin: None, lost: true, parts };
+                let turn = OpenTurn { at, begin: None, lost: true, parts: Parts::default() };
                 self.open.insert(turn_id, turn);
                 if fresh { Event::Lost(DropReason::Undecodable) } else { Event::Nothing }
             }
@@ -177,11 +171,11 @@ impl Source {
     }
 
     fn begin(&mut self, at: Position, begin: Begin, cfg: &IngestConfig, fresh: bool) {
-        let (id, started_ms, bytes) = (begin.turn_id, begin.started_ms, weight(&begin));
+        let (id, bytes) = (begin.turn_id, weight(&begin));
         let keep = fresh && self.open_bytes + bytes <= cfg.open_bytes_max;
         self.open_bytes += if keep { bytes } else { 0 };
         let (begin, parts) = (keep.then_some(begin), Parts::default());
-        let turn = OpenTurn { at, started_ms, begin, lost: false, parts };
+        let turn = OpenTurn { at, begin, lost: false, parts };
         let replaced = self.open.insert(id, turn);
         self.forget_bytes(replaced.as_ref());
     }
@@ -231,12 +225,11 @@ impl Source {
         }
     }
 
-    /// The oldest open turn, if it is one too many, or too old: not while the process that writes
-    /// lives, for it will say how the turn ended, whatever its clock says by then.
-    fn overdue(&self, cfg: &IngestConfig, now_ms: i64) -> Option<TurnId> {
-        let (id, turn) = self.open.first_key_value()?;
-        let old = self.follower.is_none() && now_ms - turn.started_ms > cfg.open_age_ms_max;
-        (old || self.open.len() > cfg.open_turns_max).then_some(*id)
+    /// The oldest open turn, if it is one too many. Its age says nothing: a process that lives will
+    /// say how it ended, and a dead one's may say so further on, however long ago that was.
+    fn overdue(&self, cfg: &IngestConfig) -> Option<TurnId> {
+        let (id, _) = self.open.first_key_value()?;
+        (self.open.len() > cfg.open_turns_max).then_some(*id)
     }
 
     /// Ends an open turn as its process ended it: with what there is of a response.

@@ -209,7 +209,7 @@ impl Worker {
             events = events.wrapping_add(1);
             // Asked before reading: what was written before the end is then certain to be read.
             let over = source.is_over();
-            let event = match source.next(&self.cfg, now_ms()) {
+            let event = match source.next(&self.cfg) {
                 Ok(None) if over => source.next_unended(),
                 other => other,
             };

@@ -436,3 +436,16 @@ fn bodies_that_nobody_can_read_are_stored_all_the_same() {
     let store = Store::open_read_only(&data.store_path()).unwrap();
     assert!(store.turn(id).unwrap().unwrap().messages.is_empty());
 }
+
+#[test]
+fn a_dead_spool_that_is_read_days_later_keeps_its_answers() {
+    let (_dir, data) = place();
+    let (mut begin, done) = simple(1);
+    begin.started_ms = hone_shared::clock::now_ms() - 2 * 86_400_000;
+    let id = begin.turn_id;
+    killed(&data, &both(&[(begin, done)]), 64 << 20);
+    ingest_all(&data);
+    let store = Store::open_read_only(&data.store_path()).unwrap();
+    let turn = store.turn(id).unwrap().unwrap();
+    assert_eq!((turn.outcome, turn.choices.len()), (Outcome::Complete, 1));
+}

@@ -32,12 +32,12 @@ fn a_prompt_bears_the_date_of_its_turn_and_not_that_of_the_training() {
 
 #[test]
 fn tools_that_may_not_be_called_are_not_in_the_prompt_as_in_the_engine() {
-    let (_lab, renderer) = renderer("{{ tools | length }}{{ messages[0].content }}");
+    let (_lab, renderer) = renderer("{% if tools %}tools {% endif %}{{ messages[0].content }}");
     let tools = json!([{"type": "function", "function": {"name": "now"}}]);
     let with = |choice: &str| StoredTurn {
         params: json!({"tools": tools, "tool_choice": choice}),
         ..stored_turn("s", "q", "some words", "stop")
     };
-    assert_eq!(prompt(&renderer, &with("auto")), "1q");
-    assert_ne!(prompt(&renderer, &with("none")), "1q");
+    assert_eq!(prompt(&renderer, &with("auto")), "tools q");
+    assert_eq!(prompt(&renderer, &with("none")), "q");
 }
