@@ -99,16 +99,24 @@ pub fn is_admin(method: &Method, raw_target: &[u8]) -> bool {
     if ASKED_MOST.contains(&raw_target) {
         return false;
     }
-    let mut path = origin_path(raw_target).to_ascii_lowercase();
+    in_some_reading(origin_path(raw_target), |path| {
+        let path = path.to_ascii_lowercase();
+        names_admin(method, &path) || lists_models(&path) && asks_to_reload(raw_target)
+    })
+}
+
+/// Whether `wanted` holds in some reading of the percent-encoding, or there is no last one.
+fn in_some_reading(encoded: &[u8], wanted: impl Fn(&[u8]) -> bool) -> bool {
+    let mut reading = encoded.to_vec();
     for _ in 0..DECODE_ROUNDS_MAX {
-        if names_admin(method, &path) || lists_models(&path) && asks_to_reload(raw_target) {
+        if wanted(&reading) {
             return true;
         }
-        let decoded = percent_decode(&path).to_ascii_lowercase();
-        if decoded == path {
+        let decoded = percent_decode(&reading);
+        if decoded == reading {
             return false;
         }
-        path = decoded;
+        reading = decoded;
     }
     true
 }
@@ -120,18 +128,9 @@ pub fn is_allowed(raw_target: &[u8], prefixes: &[String]) -> bool {
     if prefixes.is_empty() {
         return true;
     }
-    let mut path = origin_path(raw_target).to_vec();
-    for _ in 0..DECODE_ROUNDS_MAX {
-        if !prefixes.iter().any(|prefix| is_below(&path, prefix.as_bytes())) {
-            return false;
-        }
-        let decoded = percent_decode(&path);
-        if decoded == path {
-            return true;
-        }
-        path = decoded;
-    }
-    false
+    !in_some_reading(origin_path(raw_target), |path| {
+        !prefixes.iter().any(|prefix| is_below(path, prefix.as_bytes()))
+    })
 }
 
 fn is_below(path: &[u8], prefix: &[u8]) -> bool {
@@ -196,20 +195,11 @@ fn lists_models(path: &[u8]) -> bool {
 /// Whether a target has the key with which a `GET` makes llama.cpp's router read its models again,
 /// in any reading of its percent-encoding.
 fn asks_to_reload(raw_target: &[u8]) -> bool {
-    let mut target = raw_target.to_ascii_lowercase();
-    for _ in 0..DECODE_ROUNDS_MAX {
+    in_some_reading(raw_target, |target| {
+        let target = target.to_ascii_lowercase();
         let mut pairs = target.split(|b| matches!(b, b'?' | b'&' | b';')).skip(1);
-        let named = |pair: &[u8]| pair.split(|b| *b == b'=').next().map(trim) == Some(b"reload");
-        if pairs.any(named) {
-            return true;
-        }
-        let decoded = percent_decode(&target).to_ascii_lowercase();
-        if decoded == target {
-            return false;
-        }
-        target = decoded;
-    }
-    true
+        pairs.any(|pair| pair.split(|b| *b == b'=').next().map(trim) == Some(b"reload"))
+    })
 }
 
 fn is_in(words: &[&str], segment: &[u8]) -> bool {
